@@ -1,0 +1,592 @@
+"""The local bus: a site's channels without a Redis server.
+
+A small server that speaks RESP on a Unix socket, so that the bus's client is the same as with
+Redis, and `redis-cli -s <directory>/bus.sock publish lotofnews hello` works. The processes of a
+site share its directory; one of them, whoever holds the lock there, serves the others:
+
+    <directory>/            0700, ours
+        bus.lock            locked by the owner; stays when the owner leaves
+        bus.sock            replaced by each new owner
+
+It runs on threads. In a process that gevent has patched they are greenlets.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import hashlib
+import logging
+import os
+import socket
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..errors import BusUnavailable, ProtocolError
+from ..protocols import resp
+from .address import BusAddress
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_SIZE = 1024 * 1024  # bytes
+
+# What waits for one client. A hub that is busy for a second at 50,000 messages/s of 150 bytes
+# stays below it; one that is stuck must not take the owner's memory.
+MAX_BACKLOG = 8 * 1024 * 1024  # bytes
+
+# Joined into one send: few calls, and little that is held twice.
+SEND_SIZE = 64 * 1024  # bytes
+RECEIVE_SIZE = 64 * 1024  # bytes
+
+# sockaddr_un.sun_path on Linux, without its NUL.
+MAX_SOCKET_PATH_SIZE = 107  # bytes
+
+PEER_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
+
+# Linux wakes accept() when the listener is shut down; macOS does not.
+ACCEPT_TIMEOUT = 1.0
+# A thread that is woken ends at once.
+JOIN_TIMEOUT = 2.0
+# How long a client that has sent too much may take to finish, so that it can read why.
+LINGER_TIMEOUT = 1.0
+
+
+def local_directory(*parts: str) -> str:
+    """Return the directory of the local bus that these parts name, the same in every process."""
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return os.path.join(tempfile.gettempdir(), f"realtime-{digest[:16]}")
+
+
+def own_local_bus(address: BusAddress) -> LocalBus | None:
+    """Serve the local bus at `address`, unless another process does already.
+
+    Raises:
+        BusUnavailable: Its directory cannot be trusted or used.
+    """
+    bus = LocalBus(address.directory)
+    return bus if bus.try_own() else None
+
+
+def socket_path(directory: str) -> str:
+    """Return the path of the bus's socket.
+
+    Raises:
+        BusUnavailable: It is longer than a Unix socket's path can be.
+    """
+    path = os.path.join(directory, "bus.sock")
+    size = len(os.fsencode(path))
+    if size > MAX_SOCKET_PATH_SIZE:
+        raise BusUnavailable(
+            f"the local bus's socket {path} has a path of {size} bytes, "
+            f"more than the {MAX_SOCKET_PATH_SIZE} of a Unix socket"
+        )
+    return path
+
+
+def check_directory(directory: str, *, trusted_uids: Iterable[int]) -> None:
+    """Refuse a directory that somebody else could have put there.
+
+    Raises:
+        BusUnavailable: It is missing, no directory, open to others, or not owned by `trusted_uids`
+            (root may use any).
+    """
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        raise BusUnavailable(f"no process serves the local bus: {directory} does not exist") from None
+    except OSError as exc:
+        raise BusUnavailable(
+            f"the local bus's directory {directory} is out of reach: {exc.strerror}"
+        ) from exc
+    if not stat.S_ISDIR(status.st_mode):
+        raise BusUnavailable(f"the local bus's directory {directory} is a symbolic link or no directory")
+    if os.geteuid() != 0 and status.st_uid not in trusted_uids:
+        raise BusUnavailable(
+            f"the local bus's directory {directory} belongs to uid {status.st_uid}, not to {os.geteuid()}"
+        )
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise BusUnavailable(f"the local bus's directory {directory} is open to others: {mode:#o}, not 0o700")
+
+
+class LocalBus:
+    """The server, in the process that owns the bus.
+
+    Args:
+        directory: Absolute path; made if missing, but not its parents.
+        max_message_size: The longest payload, in bytes; who sends more is disconnected.
+    """
+
+    def __init__(self, directory: str, max_message_size: int = MAX_MESSAGE_SIZE) -> None:
+        self.directory = directory
+        self.max_message_size = max_message_size
+        # Held for one command, so a command is a turn, as in Redis: all clients see the same
+        # order. Nothing in a turn waits for a client.
+        self.turn = threading.Lock()
+        self.clients: set[Client] = set()
+        self.subscribers: dict[bytes, set[Client]] = {}
+        self.started = time.monotonic()
+        self._lock_descriptor: int | None = None
+        self._listener: socket.socket | None = None
+        self._accept_thread: threading.Thread | None = None
+
+    def try_own(self) -> bool:
+        """Take the bus and serve it, or return False if another process has it.
+
+        Raises:
+            BusUnavailable: The directory cannot be trusted or used.
+        """
+        if self._listener is not None:
+            return True
+        path = socket_path(self.directory)
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(self.directory, 0o700)
+            check_directory(self.directory, trusted_uids=(os.geteuid(),))
+            if not self._take_lock():
+                return False
+            try:
+                self._listen(path)
+            except BaseException:
+                self._release_lock()
+                raise
+        except OSError as exc:
+            raise BusUnavailable(
+                f"the local bus cannot be served in {self.directory}: {exc.strerror}"
+            ) from exc
+        logger.info("serving the local bus in %s", self.directory)
+        return True
+
+    def close(self) -> None:
+        """Disconnect all clients and leave the bus to the next owner."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        with suppress(FileNotFoundError):
+            os.unlink(socket_path(self.directory))
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        if self._accept_thread is not None:
+            self._accept_thread.join(JOIN_TIMEOUT)
+        listener.close()
+        with self.turn:
+            clients = list(self.clients)
+            for client in clients:
+                client.drop()
+        for client in clients:
+            client.join(JOIN_TIMEOUT)
+        self._release_lock()
+
+    def subscribe(self, client: Client, channel: bytes) -> None:
+        """Let the client receive what is published from the next turn on."""
+        self.subscribers.setdefault(channel, set()).add(client)
+        client.channels.add(channel)
+
+    def unsubscribe(self, client: Client, channel: bytes) -> None:
+        client.channels.discard(channel)
+        subscribers = self.subscribers.get(channel, set())
+        subscribers.discard(client)
+        if not subscribers:
+            self.subscribers.pop(channel, None)
+
+    def publish(self, channel: bytes, payload: bytes) -> int:
+        """Give a message to the channel's subscribers, in the caller's turn."""
+        subscribers = self.subscribers.get(channel)
+        if not subscribers:
+            return 0
+        frame = encode_push(b"message", channel, resp.encode_bulk_string(payload))
+        receivers = list(subscribers)
+        for client in receivers:
+            client.put(frame)
+        return len(receivers)
+
+    def forget(self, client: Client) -> None:
+        """End the client's subscriptions, in the caller's turn."""
+        for channel in list(client.channels):
+            self.unsubscribe(client, channel)
+        self.clients.discard(client)
+
+    def _take_lock(self) -> bool:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(os.path.join(self.directory, "bus.lock"), flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._lock_descriptor = descriptor
+        return True
+
+    def _release_lock(self) -> None:
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+
+    def _listen(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # of an owner that has died
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(path)
+            listener.listen(128)
+        except BaseException:
+            listener.close()
+            raise
+        listener.settimeout(ACCEPT_TIMEOUT)
+        self._listener = listener
+        self._accept_thread = _start_thread(lambda: self._accept_clients(listener), "local-bus")
+
+    def _accept_clients(self, listener: socket.socket) -> None:
+        while self._listener is listener:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError as exc:
+                if self._listener is listener:
+                    logger.warning("the local bus cannot accept a client: %s", exc)
+                    time.sleep(ACCEPT_TIMEOUT)  # until there are file descriptors again
+                continue
+            connection.settimeout(None)
+            Client(self, connection).start()
+
+
+class Client:
+    """One connection to the bus, and who is at its other end.
+
+    Its replies and messages wait in a backlog. The thread that reads its commands sends them as
+    long as it only answers; from its first subscription on, a second thread does.
+    """
+
+    def __init__(self, bus: LocalBus, connection: socket.socket) -> None:
+        self.bus = bus
+        self.channels: set[bytes] = set()
+        self.name = b""
+        self.is_quitting = False
+        self._connection = connection
+        self._parser = resp.CommandParser(bus.max_message_size)
+        self._backlog: deque[bytes] = deque()
+        self._backlog_size = 0  # bytes
+        self._has_ended = False
+        self._changed = threading.Condition(bus.turn)  # the backlog, or _has_ended
+        self._reader: threading.Thread | None = None
+        self._writer: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self.bus.turn:
+            self.bus.clients.add(self)
+        self._reader = _start_thread(self._serve, "local-bus-client")
+
+    def join(self, timeout: float) -> None:
+        if self._reader is not None:
+            self._reader.join(timeout)
+
+    def put(self, data: bytes) -> None:
+        """Queue bytes for the client, in the caller's turn."""
+        if self._has_ended:
+            return
+        self._backlog_size += len(data)
+        if self._backlog_size > MAX_BACKLOG:
+            logger.warning(
+                "the local bus disconnects a client that is %d bytes behind (%d channels)",
+                self._backlog_size,
+                len(self.channels),
+            )
+            self.drop()
+            return
+        self._backlog.append(data)
+        self._changed.notify()
+
+    def drop(self) -> None:
+        """Disconnect the client, in the caller's turn."""
+        self._has_ended = True
+        self._backlog.clear()
+        self._changed.notify()
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes both threads
+
+    def _serve(self) -> None:
+        try:
+            if self._is_trusted():
+                self._read_commands()
+        except OSError:
+            pass  # the client has left
+        finally:
+            self._end()
+
+    def _is_trusted(self) -> bool:
+        if sys.platform != "linux":
+            return True  # the directory is closed to others
+        credentials = self._connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size
+        )
+        _, uid, _ = PEER_CREDENTIALS.unpack(credentials)
+        if uid in (0, os.geteuid()):
+            return True
+        logger.warning("the local bus refuses a client of uid %d", uid)
+        return False
+
+    def _read_commands(self) -> None:
+        while data := self._connection.recv(RECEIVE_SIZE):
+            self._parser.feed(data)
+            try:
+                self._execute_commands()
+            except ProtocolError as exc:
+                logger.warning("the local bus disconnects a client: %s", exc)
+                self._refuse(exc)
+                return
+            self._send_backlog()
+            if self.is_quitting:
+                return
+
+    def _execute_commands(self) -> None:
+        for arguments in self._parser.commands():
+            with self.bus.turn:
+                self.put(execute(self, arguments))
+            if self.is_quitting:
+                return
+
+    def _send_backlog(self) -> None:
+        if self._writer is None and self.channels:
+            self._writer = _start_thread(self._write, "local-bus-writer")
+        elif self._writer is None:
+            while self._backlog:
+                self._connection.sendall(self._take())
+
+    def _refuse(self, error: ProtocolError) -> None:
+        with self.bus.turn:
+            self.put(resp.encode_error(f"ERR Protocol error: {error}"))
+        self._send_backlog()
+        # It may be in the middle of a long write, and reads the answer only after it.
+        self._connection.settimeout(LINGER_TIMEOUT)
+        while self._connection.recv(RECEIVE_SIZE):
+            pass
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while data := self._take():
+                self._connection.sendall(data)
+
+    def _take(self) -> bytes:
+        """Return what is to be sent next, waiting for it; nothing once the client is to go."""
+        pieces = []
+        size = 0
+        with self._changed:
+            while not self._backlog and not self._has_ended:
+                self._changed.wait()
+            while self._backlog and size < SEND_SIZE:
+                pieces.append(self._backlog.popleft())
+                size += len(pieces[-1])
+            self._backlog_size -= size
+        return b"".join(pieces)
+
+    def _end(self) -> None:
+        with self.bus.turn:
+            self.bus.forget(self)
+            self._has_ended = True
+            self._changed.notify()
+        if self._writer is not None:
+            self._writer.join(LINGER_TIMEOUT)  # it may have to answer QUIT still
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        if self._writer is not None:
+            self._writer.join()
+        self._connection.close()
+
+
+def _start_thread(run: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+# The commands. Each takes its client and its arguments and returns the reply, in one turn.
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a command is run.
+
+    Args:
+        run: Takes the client and the arguments behind the command's name.
+        arity: As Redis counts, the name included; if negative, at least that many.
+        while_subscribed: Taken in subscribe mode too.
+    """
+
+    run: Callable[[Client, list[bytes]], bytes]
+    arity: int
+    while_subscribed: bool = False
+
+    def takes(self, count: int) -> bool:
+        return count == self.arity or (self.arity < 0 and count >= -self.arity)
+
+
+def execute(client: Client, arguments: list[bytes]) -> bytes:
+    """Return the reply to a command, with the errors that Redis gives."""
+    words = 2 if arguments[0].upper() in CONTAINERS else 1
+    name = b"|".join(arguments[:words])
+    command = COMMANDS.get(name.upper())
+    if command is None:
+        return resp.encode_error(_describe_unknown(arguments, words))
+    if not command.takes(len(arguments)):
+        return resp.encode_error(f"ERR wrong number of arguments for '{_text(name.lower())}' command")
+    if client.channels and not command.while_subscribed:
+        return resp.encode_error(
+            f"ERR Can't execute '{_text(name.lower())}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / "
+            "PING / QUIT / RESET are allowed in this context"
+        )
+    return command.run(client, arguments[words:])
+
+
+def _describe_unknown(arguments: list[bytes], words: int) -> str:
+    name, *rest = (_text(argument[:128]) for argument in arguments[:8])
+    if words == 1:
+        quoted = "".join(f"'{argument}' " for argument in rest)
+        return f"ERR unknown command '{name}', with args beginning with: {quoted}"
+    if not rest:
+        return f"ERR wrong number of arguments for '{name.lower()}' command"
+    return f"ERR unknown subcommand '{rest[0]}'. Try {name.upper()} HELP."
+
+
+def encode_push(kind: bytes, channel: bytes | None, item: bytes) -> bytes:
+    """Return what a client in subscribe mode is told about a channel."""
+    encoded_channel = resp.NULL if channel is None else resp.encode_bulk_string(channel)
+    return resp.encode_array((resp.encode_bulk_string(kind), encoded_channel, item))
+
+
+def _subscribe(client: Client, channels: list[bytes]) -> bytes:
+    replies = []
+    for channel in channels:
+        client.bus.subscribe(client, channel)
+        replies.append(encode_push(b"subscribe", channel, resp.encode_integer(len(client.channels))))
+    return b"".join(replies)
+
+
+def _unsubscribe(client: Client, channels: list[bytes]) -> bytes:
+    channels = channels or list(client.channels)
+    if not channels:
+        return encode_push(b"unsubscribe", None, resp.encode_integer(0))
+    replies = []
+    for channel in channels:
+        client.bus.unsubscribe(client, channel)
+        replies.append(encode_push(b"unsubscribe", channel, resp.encode_integer(len(client.channels))))
+    return b"".join(replies)
+
+
+def _publish(client: Client, arguments: list[bytes]) -> bytes:
+    channel, payload = arguments
+    return resp.encode_integer(client.bus.publish(channel, payload))
+
+
+def _pubsub_channels(client: Client, patterns: list[bytes]) -> bytes:
+    names = list(client.bus.subscribers)
+    if patterns:
+        names = fnmatch.filter(names, patterns[0])
+    return resp.encode_array(map(resp.encode_bulk_string, names))
+
+
+def _pubsub_numsub(client: Client, channels: list[bytes]) -> bytes:
+    items = []
+    for channel in channels:
+        items.append(resp.encode_bulk_string(channel))
+        items.append(resp.encode_integer(len(client.bus.subscribers.get(channel, ()))))
+    return resp.encode_array(items)
+
+
+def _ping(client: Client, arguments: list[bytes]) -> bytes:
+    if client.channels:
+        token = arguments[0] if arguments else b""
+        return resp.encode_array(map(resp.encode_bulk_string, (b"pong", token)))
+    return resp.encode_bulk_string(arguments[0]) if arguments else resp.encode_simple_string("PONG")
+
+
+def _echo(client: Client, arguments: list[bytes]) -> bytes:
+    return resp.encode_bulk_string(arguments[0])
+
+
+def _quit(client: Client, arguments: list[bytes]) -> bytes:
+    client.is_quitting = True
+    return OK
+
+
+def _hello(client: Client, arguments: list[bytes]) -> bytes:
+    return resp.encode_error("NOPROTO unsupported protocol version")
+
+
+def _select(client: Client, arguments: list[bytes]) -> bytes:
+    return OK if arguments == [b"0"] else resp.encode_error("ERR DB index is out of range")
+
+
+def _client_setname(client: Client, arguments: list[bytes]) -> bytes:
+    client.name = arguments[0]
+    return OK
+
+
+def _client_getname(client: Client, arguments: list[bytes]) -> bytes:
+    return resp.encode_bulk_string(client.name) if client.name else resp.NULL
+
+
+def _client_setinfo(client: Client, arguments: list[bytes]) -> bytes:
+    return OK
+
+
+def _command(client: Client, arguments: list[bytes]) -> bytes:
+    return resp.encode_array(())
+
+
+def _info(client: Client, arguments: list[bytes]) -> bytes:
+    bus = client.bus
+    lines = (
+        "# Server",
+        "server_name:gunicorn_realtime",
+        f"process_id:{os.getpid()}",
+        f"uptime_in_seconds:{time.monotonic() - bus.started:.0f}",
+        "# Clients",
+        f"connected_clients:{len(bus.clients)}",
+        f"pubsub_clients:{sum(1 for other in bus.clients if other.channels)}",
+        "# Stats",
+        f"pubsub_channels:{len(bus.subscribers)}",
+    )
+    return resp.encode_bulk_string("".join(f"{line}\r\n" for line in lines).encode())
+
+
+def _time(client: Client, arguments: list[bytes]) -> bytes:
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return resp.encode_array(resp.encode_bulk_string(b"%d" % number) for number in (seconds, microseconds))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+OK = resp.encode_simple_string("OK")
+
+# Commands whose second word is part of the name.
+CONTAINERS = {b"CLIENT", b"PUBSUB"}
+
+COMMANDS = {
+    b"SUBSCRIBE": Command(_subscribe, -2, while_subscribed=True),
+    b"UNSUBSCRIBE": Command(_unsubscribe, -1, while_subscribed=True),
+    b"PUBLISH": Command(_publish, 3),
+    b"PUBSUB|CHANNELS": Command(_pubsub_channels, -2),
+    b"PUBSUB|NUMSUB": Command(_pubsub_numsub, -2),
+    b"PING": Command(_ping, -1, while_subscribed=True),
+    b"ECHO": Command(_echo, 2),
+    b"QUIT": Command(_quit, -1, while_subscribed=True),
+    b"HELLO": Command(_hello, -1),
+    b"SELECT": Command(_select, 2),
+    b"CLIENT|SETNAME": Command(_client_setname, 3),
+    b"CLIENT|GETNAME": Command(_client_getname, 2),
+    b"CLIENT|SETINFO": Command(_client_setinfo, 4),
+    b"COMMAND": Command(_command, -1),
+    b"INFO": Command(_info, -1),
+    b"TIME": Command(_time, 1),
+}

@@ -1,0 +1,124 @@
+r"""Messages, and how they travel on the bus.
+
+What anyone publishes as plain UTF-8 text is that message's data, nothing else. Everything more
+(an event name, an id, data that is not UTF-8) travels in an envelope, and is believed only there:
+
+    FF "RT1" <stamp> LF <header> LF <data>
+
+    stamp   empty, or "<epoch> <id> <id of the channel's previous message>" (decimal microseconds)
+    header  JSON object, UTF-8, without a line break
+
+No text begins with FF in UTF-8, so a publisher's text can't be taken for an envelope; and since
+`encode` puts everything that is not UTF-8 into an envelope, neither can its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..errors import ProtocolError
+
+MAGIC = b"\xffRT1"
+
+# A header holds names, not content; more than this is somebody's mistake.
+MAX_HEADER_SIZE = 16 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the bus's clock gave a message of a channel that keeps history."""
+
+    epoch: str
+    id: int  # microseconds
+    previous: int  # id of the channel's previous message
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.epoch}-{self.id}"
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message of one channel, as a hub holds it.
+
+    Args:
+        channel: Its name on the bus, prefix included.
+        data: What was published.
+        event: The event's name, for engines that know such a thing.
+        stamp: Its place in the channel's history, if that is kept.
+    """
+
+    channel: str
+    data: bytes
+    event: str | None = None
+    stamp: Stamp | None = None
+    received: float = field(default_factory=time.monotonic)
+    _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
+
+    def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
+        """Return `encode(self)`, made once for each `encoding`."""
+        try:
+            return self._encodings[encoding]
+        except KeyError:
+            made = self._encodings[encoding] = encode(self)
+            return made
+
+
+def encode(data: bytes, event: str | None = None) -> bytes:
+    """Return what a publisher sends: the data as it is if that says it all, else an envelope."""
+    if event is None and _is_utf8(data):
+        return data
+    header = {} if event is None else {"event": event}
+    return b"\n".join((MAGIC, json.dumps(header).encode(), data))
+
+
+def decode(channel: str, payload: bytes) -> Message:
+    """Read a payload from the bus.
+
+    Raises:
+        ProtocolError: It begins like an envelope and is none.
+    """
+    if not payload.startswith(MAGIC):
+        return Message(channel, payload)
+    try:
+        stamp, header, data = payload[len(MAGIC) :].split(b"\n", 2)
+    except ValueError:
+        raise ProtocolError("an envelope ends before its data") from None
+    fields = _read_header(header)
+    event = fields.get("event")
+    if event is not None and not isinstance(event, str):
+        raise ProtocolError("an envelope's event is not a string")
+    return Message(channel, data, event, _read_stamp(stamp))
+
+
+def _read_header(header: bytes) -> dict[str, object]:
+    if len(header) > MAX_HEADER_SIZE:
+        raise ProtocolError(f"an envelope's header has {len(header)} bytes, more than {MAX_HEADER_SIZE}")
+    try:
+        fields = json.loads(header)
+    except (ValueError, RecursionError):
+        raise ProtocolError("an envelope's header is not JSON") from None
+    if not isinstance(fields, dict):
+        raise ProtocolError("an envelope's header is not a JSON object")
+    return fields
+
+
+def _read_stamp(stamp: bytes) -> Stamp | None:
+    if not stamp:
+        return None
+    try:
+        epoch, id_, previous = stamp.decode("ascii").split(" ")
+        return Stamp(epoch, int(id_), int(previous))
+    except ValueError:
+        raise ProtocolError("an envelope's stamp is not '<epoch> <id> <previous>'") from None
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

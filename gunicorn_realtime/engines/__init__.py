@@ -1,0 +1,1 @@
+"""One module per protocol that a hub drives: where bytes meet sockets."""

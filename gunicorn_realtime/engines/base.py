@@ -1,0 +1,76 @@
+"""What a hub asks of every engine, and how it finds one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ProtocolError
+
+if TYPE_CHECKING:
+    from ..bus.message import Message
+    from ..hub.connection import Connection
+    from ..plumbing.handover import Handover
+
+NAMES = ("poll", "sse")
+
+
+class Engine:
+    """Drives connections in one protocol; one object serves all that have the same options.
+
+    Attributes:
+        name: As applications and logs say it.
+        encoding: Equal for engines whose `encode` gives the same bytes.
+        heartbeat: Seconds between two heartbeats, or None.
+        is_one_shot: A connection ends with its first message; `finish` is called then.
+        timeout: Seconds after which `finish` is called anyway, or None.
+    """
+
+    name: str
+    encoding: object
+    heartbeat: float | None = None
+    is_one_shot = False
+    timeout: float | None = None
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def open(self, connection: Connection, handover: Handover) -> None:
+        """Send what comes first: the head, at least."""
+        raise NotImplementedError
+
+    def encode(self, message: Message) -> bytes:
+        """Return a message as it goes over the wire; must not fail, whatever was published."""
+        raise NotImplementedError
+
+    def beat(self) -> bytes:
+        """Return what shows the client, and everything between, that the connection lives."""
+        return b""
+
+    def goodbye(self) -> bytes:
+        """Return what comes last when the hub stops."""
+        return b""
+
+    def finish(self, connection: Connection) -> None:
+        """End a connection that has had its one message, or has waited for it long enough."""
+        raise NotImplementedError
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Act on what the client sent."""
+        raise NotImplementedError
+
+    def left(self, connection: Connection) -> None:
+        """Forget a connection that this hub holds no longer."""
+
+
+def make_engine(name: str, options: Mapping[str, Any]) -> Engine:
+    """Return the engine of that name.
+
+    Raises:
+        ProtocolError: There is none.
+    """
+    if name not in NAMES:
+        raise ProtocolError(f"there is no engine {name!r}; there are {', '.join(NAMES)}")
+    engine: Engine = import_module(f".{name}", __package__).ENGINE(options)
+    return engine

@@ -1,0 +1,1 @@
+"""The hub: the process whose gevent loop owns the offloaded connections. No Django in it."""

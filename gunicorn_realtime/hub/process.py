@@ -1,0 +1,411 @@
+"""The hub: takes connections from workers, and holds them until they end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.event
+from gevent import monkey
+
+from ..bus.address import BusAddress
+from ..bus.message import Message
+from ..engines.base import Engine, make_engine
+from ..errors import OffloadRefused, ProtocolError
+from ..plumbing.frames import Frame, Kind
+from ..plumbing.handover import HandBack, Handover, announced_bus
+from ..plumbing.lines import receive
+from ..refusal import refusal
+from ..settings import Settings
+from .connection import Connection
+from .feed import Audience, Fanout, Feed
+from .following import Following
+
+logger = logging.getLogger(__name__)
+
+# The loop is patched for everything but this: these sockets are read and written in callbacks.
+blocking_socket: Any = monkey.get_original("socket", "socket")
+
+# Handovers taken in one turn of the loop, so that a storm of them does not hold up messages.
+HANDOVERS_PER_TURN = 32
+
+# How long a client waits for its stream to open while the bus does not confirm its channels.
+CONFIRM_TIMEOUT = 1.0  # seconds
+
+# A channel stays subscribed for so long after its last listener has left: they often return.
+LINGER = 30.0  # seconds
+
+# Descriptors that are not clients': the bus, logs, the local bus's clients, those in flight.
+SPARE_DESCRIPTORS = 256
+
+
+class Hub:
+    """Owns the offloaded connections.
+
+    Args:
+        settings: The operator's.
+        hand, back: Descriptors of the hub's ends of the pairs.
+        lifeline: Descriptor of the pipe by which the arbiter says stop, or is gone.
+        drain_timeout: Seconds that clients may take for their last bytes when the hub stops.
+    """
+
+    def __init__(self, settings: Settings, hand: int, back: int, lifeline: int, drain_timeout: float) -> None:
+        self.settings = settings
+        self.drain_timeout = drain_timeout
+        self.loop = gevent.get_hub().loop
+        self.hand = blocking_socket(fileno=hand)
+        self.hand.setblocking(False)
+        self.back = blocking_socket(fileno=back)
+        self.back.setblocking(False)
+        self.lifeline = lifeline
+        self.capacity = _capacity(settings)
+        self.connections: dict[int, Connection] = {}
+        self.per_address: Counter[str] = Counter()
+        self.opening: dict[Connection, float] = {}  # until when they wait for the bus
+        self.lagging: dict[Connection, None] = {}
+        self.engines: dict[tuple[str, str], Engine] = {}
+        self.audiences: dict[tuple[Engine, tuple[Feed, ...]], Audience] = {}
+        self.followings: dict[BusAddress, Following] = {}
+        self.fanout = Fanout(settings.feed_size)
+        self.is_stopping = False
+        self.stopped = gevent.event.Event()
+        self.slice_timer = self.loop.timer(0)
+        self.slice_is_due = False
+
+    def run(self) -> None:
+        """Serve until the arbiter says stop or is gone, then let the clients go."""
+        hand_watcher = self.loop.io(self.hand.fileno(), 1)
+        hand_watcher.start(self._guarded(self._take_handovers))
+        lifeline_watcher = self.loop.io(self.lifeline, 1)
+        lifeline_watcher.start(self.stop)
+        clock = gevent.spawn(self._keep_time)
+        self.stopped.wait()
+        lifeline_watcher.stop()
+        self._drain()
+        hand_watcher.stop()
+        clock.kill()
+        for following in self.followings.values():
+            following.close()
+
+    def stop(self) -> None:
+        self.is_stopping = True
+        self.stopped.set()
+
+    # Connections come.
+
+    def _take_handovers(self) -> None:
+        for _ in range(HANDOVERS_PER_TURN):
+            try:
+                data, fds = receive(self.hand)
+            except BlockingIOError:
+                return
+            except OffloadRefused as exc:
+                logger.error("%s", exc)
+                continue
+            try:
+                self._take(Frame.decode(data), fds)
+            except ProtocolError as exc:
+                logger.error("A worker sent what this hub cannot read: %s", exc)
+                for fd in fds:
+                    os.close(fd)
+
+    def _take(self, frame: Frame, fds: list[int]) -> None:
+        match frame.kind:
+            case Kind.ANNOUNCE:
+                self._following(announced_bus(frame))
+            case Kind.HANDOVER:
+                handover = Handover.from_frame(frame)
+                engine = self._engine(handover)
+                self.take(fds[0], engine, handover)
+            case Kind.HAND_BACK:
+                raise ProtocolError("a hand-back goes to a worker")
+
+    def take(self, fd: int, engine: Engine, handover: Handover) -> None:
+        """Make a connection of a client's socket, or refuse it."""
+        os.set_blocking(fd, False)
+        address = _address(handover)
+        reason = self._reason_to_refuse(address)
+        if reason:
+            logger.warning("A connection from %s was refused: %s", address or "a proxy", reason)
+            _refuse(fd, handover)
+            return
+        following = self._following(handover.offload.bus)
+        feeds = tuple(following.follow(channel, self.fanout.key) for channel in handover.offload.channels)
+        connection = Connection(self, fd, self._audience(engine, feeds), address)
+        self.connections[fd] = connection
+        if address:
+            self.per_address[address] += 1
+        connection.opening = handover
+        unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
+        if not unconfirmed:
+            self._open(connection)
+            return
+        self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
+        for feed in unconfirmed:
+            feed.waiting.append(connection)
+
+    def _reason_to_refuse(self, address: str) -> str | None:
+        if self.is_stopping:
+            return "the hub is stopping"
+        if len(self.connections) >= self.capacity:
+            return f"the hub holds {self.capacity} connections, as many as it may"
+        limit = self.settings.connections_per_address
+        if address and limit and self.per_address[address] >= limit:
+            return f"the address has {limit} connections, as many as it may"
+        return None
+
+    def _open(self, connection: Connection) -> None:
+        """Its channels are followed: from here on it gets what is published."""
+        handover, connection.opening = connection.opening, None
+        self.opening.pop(connection, None)
+        if handover is None or connection.fd < 0:
+            return
+        audience = connection.audience
+        audience.add(connection)
+        connection.position = self.fanout.key
+        try:
+            audience.engine.open(connection, handover)
+        except OSError as exc:
+            self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+
+    def _engine(self, handover: Handover) -> Engine:
+        offload = handover.offload
+        key = (offload.engine, json.dumps(offload.options, sort_keys=True))
+        engine = self.engines.get(key)
+        if engine is None:
+            engine = self.engines[key] = make_engine(offload.engine, offload.options)
+        return engine
+
+    def _audience(self, engine: Engine, feeds: tuple[Feed, ...]) -> Audience:
+        key = (engine, feeds)
+        audience = self.audiences.get(key)
+        if audience is None:
+            audience = self.audiences[key] = Audience(engine, feeds)
+            for feed in feeds:
+                feed.audiences.append(audience)
+        return audience
+
+    def _following(self, address: BusAddress) -> Following:
+        following = self.followings.get(address)
+        if following is None:
+            following = self.followings[address] = Following(
+                address, self.deliver, self.confirm, self._is_behind, self.settings.message_size
+            )
+        return following
+
+    # Messages come.
+
+    def deliver(self, feed: Feed, message: Message) -> None:
+        self.fanout.append(feed, message)
+        if not self.slice_is_due:
+            self.slice_is_due = True
+            self.loop.run_callback(self._run_slice)
+
+    def confirm(self, feed: Feed) -> None:
+        feed.is_confirmed = True
+        waiting, feed.waiting = feed.waiting, []
+        for connection in waiting:
+            if all(feed.is_confirmed for feed in connection.audience.feeds):
+                self._open(connection)
+
+    def _is_behind(self) -> bool:
+        return self.fanout.is_behind
+
+    def _run_slice(self) -> None:
+        for connection, exc in self.fanout.run_slice():
+            if exc is None:
+                connection.audience.engine.finish(connection)
+            else:
+                self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+        if self.fanout.queue:
+            # By a timer and not by a callback: the loop polls its descriptors in between.
+            self.slice_timer.start(self._run_slice)
+            return
+        self.slice_is_due = False
+        self.fanout.forget(self.lagging)
+        for following in self.followings.values():
+            following.resume()
+
+    # Connections go.
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """End a connection and write its line into the log."""
+        if connection.fd < 0:
+            return
+        os.close(self._remove(connection))
+        self._log_end(connection, reason)
+
+    def hand_back(self, connection: Connection, handover: Handover, rest: bytes) -> None:
+        """Give a connection back to a worker, to be kept alive as after any answer."""
+        fd = self._remove(connection)
+        frame = HandBack(handover.client, handover.server, rest).frame()
+        reason = "handed back"
+        try:
+            socket.send_fds(self.back, [frame.encode()], [fd])
+        except OSError as exc:
+            reason = f"could not be handed back: {exc}"
+        os.close(fd)
+        self._log_end(connection, reason)
+
+    def _remove(self, connection: Connection) -> int:
+        audience = connection.audience
+        if connection.index >= 0:
+            audience.remove(connection)
+        del self.connections[connection.fd]
+        self.opening.pop(connection, None)
+        if connection.address:
+            self.per_address[connection.address] -= 1
+            if not self.per_address[connection.address]:
+                del self.per_address[connection.address]
+        audience.engine.left(connection)
+        return connection.release()
+
+    def _log_end(self, connection: Connection, reason: str) -> None:
+        audience = connection.audience
+        logger.info(
+            "%s %s from %s: %.1f s, %d messages, %d bytes, %s",
+            audience.engine.name,
+            ",".join(feed.channel for feed in audience.feeds),
+            connection.address or "-",
+            time.monotonic() - connection.opened,
+            connection.messages,
+            connection.bytes,
+            reason,
+        )
+
+    # Time passes.
+
+    def _keep_time(self) -> None:
+        second = 0
+        while True:
+            gevent.sleep(1)
+            second += 1
+            try:
+                self._tick(second, time.monotonic())
+            except Exception:
+                logger.exception("A tick of the hub failed")
+
+    def _tick(self, second: int, now: float) -> None:
+        for connection, deadline in list(self.opening.items()):
+            if now > deadline:
+                self._open(connection)  # it gets what is published once the bus is back
+        for connection in list(self.lagging):
+            lag = connection.lag
+            if connection.has_fallen_off:
+                self.close(connection, "slow client")
+            elif lag and now - lag.since > self.settings.write_timeout:
+                self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
+        if not self.fanout.queue:
+            self.fanout.forget(self.lagging)
+        for connection in list(self.connections.values()):
+            self._attend(connection, second, now)
+        self._forget_idle(now)
+
+    def _attend(self, connection: Connection, second: int, now: float) -> None:
+        engine = connection.audience.engine
+        if connection.lag is not None or connection.index < 0:
+            return
+        if engine.timeout is not None and now - connection.opened > engine.timeout:
+            engine.finish(connection)
+        elif engine.heartbeat is not None:
+            # Each second those whose turn it is, so that not all get theirs at once.
+            period = max(1, round(engine.heartbeat))
+            if second % period == connection.fd % period:
+                self._beat(connection, engine)
+
+    def _beat(self, connection: Connection, engine: Engine) -> None:
+        try:
+            connection.bytes += os.write(connection.fd, engine.beat())
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+
+    def _forget_idle(self, now: float) -> None:
+        awaited = {connection.audience for connection in self.opening}
+        for key, audience in list(self.audiences.items()):
+            if not audience.connections and not audience.is_queued and audience not in awaited:
+                del self.audiences[key]
+                for feed in audience.feeds:
+                    feed.audiences.remove(audience)
+                    if not feed.audiences:
+                        feed.idle_since = now
+        for following in self.followings.values():
+            following.unfollow_idle(now - LINGER)
+
+    # The end.
+
+    def _drain(self) -> None:
+        """Say goodbye to everybody; those who lag may take a little longer."""
+        logger.info("Stopping with %d connections", len(self.connections))
+        for count, connection in enumerate(list(self.connections.values())):
+            if connection.lag is None:
+                self._say_goodbye(connection)
+            if count % 100 == 0:
+                gevent.sleep(0)
+        deadline = time.monotonic() + self.drain_timeout
+        while self.lagging and time.monotonic() < deadline:
+            gevent.sleep(0.02)
+            for connection in [c for c in self.connections.values() if c.lag is None]:
+                self._say_goodbye(connection)
+        for connection in list(self.connections.values()):
+            self.close(connection, "the hub stopped")
+
+    def _say_goodbye(self, connection: Connection) -> None:
+        if connection.index >= 0:
+            try:
+                connection.send(connection.audience.engine.goodbye())
+            except OSError:
+                pass
+        elif connection.opening is not None:
+            fd = self._remove(connection)
+            _refuse(fd, connection.opening)
+            return
+        if connection.lag is None:
+            self.close(connection, "the hub stopped")
+
+    def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Return the callback such that its failure ends no more than itself."""
+
+        def call() -> None:
+            try:
+                callback()
+            except Exception:
+                logger.exception("A handover failed")
+
+        return call
+
+
+def _capacity(settings: Settings) -> int:
+    """Raise the open-file limit as far as we may; return how many clients fit below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    possible = max(1, soft - SPARE_DESCRIPTORS)
+    if not settings.connections:
+        return possible
+    if settings.connections > possible:
+        logger.warning("The open-file limit %d leaves room for %d connections", soft, possible)
+    return min(settings.connections, possible)
+
+
+def _address(handover: Handover) -> str:
+    """Return the address that the client's limit is counted by; empty if it is a proxy."""
+    return str(handover.client[0]) if handover.counted and isinstance(handover.client, tuple) else ""
+
+
+def _refuse(fd: int, handover: Handover) -> None:
+    try:
+        os.write(fd, refusal(handover.offload.engine, handover.offload.options).encode())
+    except OSError:
+        pass
+    os.close(fd)

@@ -1,0 +1,1 @@
+"""All that crosses processes: the pairs of sockets, their frames, the lifeline."""

@@ -1,0 +1,103 @@
+"""The three things that cross between workers and hubs, as frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..bus.address import BusAddress
+from ..errors import ProtocolError
+from .frames import Frame, Kind
+from .offload import Offload
+
+# What socket.accept() gives and gunicorn keeps: (host, port, ...) or, of a Unix socket, its path.
+Address = tuple[Any, ...] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A connection on its way to a hub.
+
+    Args:
+        offload: What the application asked for.
+        client, server: Addresses of both ends, as gunicorn knows them.
+        counted: The client's address counts towards the limit per address (it is no proxy).
+        keep_alive: The connection may be handed back after a complete answer.
+        head: Status line and headers of the response, without those that frame it (Connection,
+            Transfer-Encoding) and without the empty line: the engine adds them.
+        rest: What was read of the connection beyond the request's head.
+    """
+
+    offload: Offload
+    client: Address
+    server: Address
+    counted: bool
+    keep_alive: bool
+    head: bytes
+    rest: bytes
+
+    def frame(self) -> Frame:
+        fields = {
+            "engine": self.offload.engine,
+            "channels": self.offload.channels,
+            "bus": [self.offload.bus.url, self.offload.bus.prefix],
+            "options": self.offload.options,
+            "client": self.client,
+            "server": self.server,
+            "counted": self.counted,
+            "keep_alive": self.keep_alive,
+        }
+        return Frame(Kind.HANDOVER, fields, self.head, self.rest)
+
+    @classmethod
+    def from_frame(cls, frame: Frame) -> Handover:
+        fields = frame.fields
+        try:
+            offload = Offload(
+                fields["engine"], tuple(fields["channels"]), BusAddress(*fields["bus"]), fields["options"]
+            )
+            return cls(
+                offload,
+                _address(fields["client"]),
+                _address(fields["server"]),
+                fields["counted"],
+                fields["keep_alive"],
+                frame.head,
+                frame.rest,
+            )
+        except (KeyError, TypeError) as exc:
+            raise ProtocolError(f"a handover lacks {exc}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """A connection on its way back to a worker, reusable, with what was read of its next request."""
+
+    client: Address
+    server: Address
+    rest: bytes
+
+    def frame(self) -> Frame:
+        return Frame(Kind.HAND_BACK, {"client": self.client, "server": self.server}, rest=self.rest)
+
+    @classmethod
+    def from_frame(cls, frame: Frame) -> HandBack:
+        try:
+            return cls(_address(frame.fields["client"]), _address(frame.fields["server"]), frame.rest)
+        except KeyError as exc:
+            raise ProtocolError(f"a hand-back lacks {exc}") from None
+
+
+def announcement(bus: BusAddress) -> Frame:
+    return Frame(Kind.ANNOUNCE, {"bus": [bus.url, bus.prefix]})
+
+
+def announced_bus(frame: Frame) -> BusAddress:
+    try:
+        return BusAddress(*frame.fields["bus"])
+    except (KeyError, TypeError) as exc:
+        raise ProtocolError(f"an announcement lacks {exc}") from None
+
+
+def _address(value: Any) -> Address:
+    return tuple(value) if isinstance(value, list) else value

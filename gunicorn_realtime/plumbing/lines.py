@@ -1,0 +1,188 @@
+"""The lines between arbiter, workers and hubs: made by the arbiter before it forks, inherited by all.
+
+They have no names, so there is nothing to connect to and nothing to forge; and what is queued on
+a line while a dead hub is being replaced is taken by the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import OffloadRefused
+from .frames import MAX_FRAME_SIZE, Frame
+
+# How long a worker's thread waits while a hub's queue is full, before it refuses the client.
+SEND_TIMEOUT = 1.5  # seconds
+
+# Room for some 1,600 handovers of 600 bytes while a hub is being replaced.
+QUEUE_SIZE = 1024 * 1024  # bytes
+
+SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>; the superuser's way past net.core.wmem_max
+
+POLL_INTERVAL = 0.01  # seconds between two looks at a lock that another process holds
+
+
+@dataclass(slots=True)
+class Line:
+    """What leads to one hub.
+
+    Args:
+        hand_worker, hand_hub: The ends of the pair that carries handovers.
+        lifeline_hub, lifeline_arbiter: Ends of a pipe. A byte in it asks the hub to drain; only
+            the arbiter holds the write end, so its end of file says that the arbiter is gone.
+        lock_path: A file that the hub keeps locked (flock) as long as it lives.
+        lock: The arbiter's own descriptor of that file, to learn when the hub is gone.
+    """
+
+    index: int
+    hand_worker: socket.socket
+    hand_hub: socket.socket
+    lifeline_hub: int
+    lifeline_arbiter: int
+    lock_path: str
+    lock: int
+
+    def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
+        """Send one frame to the hub, from a worker.
+
+        Raises:
+            OffloadRefused: The queue stayed full, or too many descriptors are in flight.
+        """
+        data = frame.encode()
+        try:
+            socket.send_fds(self.hand_worker, [data], list(fds))
+        except BlockingIOError:
+            raise OffloadRefused(f"the queue of hub {self.index} is full") from None
+        except OSError as exc:
+            raise OffloadRefused(f"hub {self.index} cannot be reached: {exc}") from exc
+
+
+class Lines:
+    """All lines of one arbiter, and the runtime directory with the hubs' locks.
+
+    Args:
+        hubs: How many hubs there are.
+        uid, gid: Who the workers will be; the directory is theirs.
+    """
+
+    def __init__(self, hubs: int, uid: int, gid: int) -> None:
+        self.arbiter_pid = os.getpid()
+        self.directory = tempfile.mkdtemp(prefix="gunicorn-realtime-")
+        self.back_worker, self.back_hub = _pair()
+        self.lines = [self._make_line(index) for index in range(hubs)]
+        self._turn = 0
+        if os.geteuid() == 0:
+            for path in [self.directory, *(line.lock_path for line in self.lines)]:
+                os.chown(path, uid, gid)
+
+    def _make_line(self, index: int) -> Line:
+        hand_worker, hand_hub = _pair()
+        hand_worker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(SEND_TIMEOUT))
+        lifeline_hub, lifeline_arbiter = os.pipe()
+        lock_path = os.path.join(self.directory, f"hub-{index}.lock")
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        return Line(index, hand_worker, hand_hub, lifeline_hub, lifeline_arbiter, lock_path, lock)
+
+    # In a worker.
+
+    def become_worker(self) -> None:
+        """Give up what only the arbiter may hold; called in each worker after the fork."""
+        for line in self.lines:
+            os.close(line.lifeline_arbiter)
+
+    def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
+        """Send a frame to one of the hubs, in turn.
+
+        Raises:
+            OffloadRefused: gunicorn is stopping, or the hub's queue stayed full.
+        """
+        if self.stopping:
+            raise OffloadRefused("gunicorn is stopping")
+        self._turn += 1
+        self.lines[self._turn % len(self.lines)].send(frame, fds)
+
+    @property
+    def stopping(self) -> bool:
+        return os.path.exists(self._stopping_path)
+
+    @property
+    def _stopping_path(self) -> str:
+        return os.path.join(self.directory, "stopping")
+
+    # In the arbiter.
+
+    def stop_hubs(self) -> None:
+        """Ask every hub to drain; workers neither start a new one nor hand over from now on."""
+        if self.stopping:
+            return
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._stopping_path, os.O_CREAT | os.O_WRONLY, 0o644))
+        for line in self.lines:
+            with contextlib.suppress(OSError):
+                os.write(line.lifeline_arbiter, b"d")
+
+    def wait_for_hubs(self, timeout: float) -> bool:
+        """Wait until every hub is gone; return whether they are."""
+        deadline = time.monotonic() + timeout
+        return all(_wait_for_lock(line.lock, deadline) for line in self.lines)
+
+    def close(self, timeout: float) -> None:
+        """End what is left, at the arbiter's exit."""
+        self.stop_hubs()
+        for line in self.lines:
+            os.close(line.lifeline_arbiter)
+        self.wait_for_hubs(timeout)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _wait_for_lock(lock: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_INTERVAL)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    # SEQPACKET keeps messages whole whoever writes; macOS lacks it and has DATAGRAM.
+    kind = socket.SOCK_DGRAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
+    pair = socket.socketpair(socket.AF_UNIX, kind)
+    for end in pair:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, QUEUE_SIZE)
+        except OSError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_SIZE)
+    return pair
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Read one message and the descriptors that came with it; they are not inherited by children.
+
+    Raises:
+        BlockingIOError: There is none.
+        OffloadRefused: It was cut, as happens to a receiver without free descriptors.
+    """
+    cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    data, fds, flags, _ = socket.recv_fds(sock, MAX_FRAME_SIZE, 1, cloexec)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise OffloadRefused("a handover was cut: no descriptor is free")
+    return data, fds

@@ -1,0 +1,30 @@
+"""What an application says when it gives a connection away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..bus.address import BusAddress
+
+# The WSGI extension. An application calls start_response(), then returns what this gives as its
+# body: `environ["gunicorn_realtime.offload"](Offload("sse", ("news",), bus))`.
+ENVIRON_KEY = "gunicorn_realtime.offload"
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Which engine is to drive the connection, and what it follows.
+
+    Args:
+        engine: A module of `gunicorn_realtime.engines`: "sse".
+        channels: Names on the bus, prefix included (`BusAddress.channel` makes them).
+        bus: Where the channels are.
+        options: The engine's own, JSON-able; see its module.
+    """
+
+    engine: str
+    channels: tuple[str, ...]
+    bus: BusAddress
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,45 @@
+"""What a client is told that cannot be taken now, in its own protocol, so that it comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .protocols import sse
+
+# Spread over some seconds, so that clients refused together do not return together.
+RETRY = (1.0, 5.0)  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    status: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def encode(self) -> bytes:
+        """Return the whole HTTP response, for a connection that is closed behind it."""
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers)]
+        return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + self.body
+
+
+def refusal(engine: str, options: Mapping[str, Any]) -> Refusal:
+    """Return what a client of `engine` understands as "come back later".
+
+    An EventSource that gets any status but 200 never comes back; all others get 503.
+    """
+    low, high = options.get("retry", RETRY)
+    seconds = random.uniform(low, high)
+    if engine == "sse":
+        status, content_type = "200 OK", sse.CONTENT_TYPE
+        body = sse.encode_retry(seconds)
+    else:
+        status, content_type = "503 Service Unavailable", "text/plain"
+        body = b"This server takes no more connections now; try again later.\n"
+    headers = [("Content-Type", content_type), ("Cache-Control", "no-store")]
+    if engine != "sse":
+        headers.append(("Retry-After", str(max(1, round(seconds)))))
+    headers.append(("Content-Length", str(len(body))))
+    return Refusal(status, headers, body)

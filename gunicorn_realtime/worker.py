@@ -1,0 +1,463 @@
+"""The gunicorn worker: ``gunicorn -k gunicorn_realtime.Worker``.
+
+A gthread worker that gives long-lived connections away. All contact with gunicorn's internals is
+in this module, which nothing else in the project knows. Three things differ from gthread:
+
+- Heads are waited for on the poller: a thread sees a request when its head is complete.
+- An application can offload its connection: `environ["gunicorn_realtime.offload"]`.
+- Connections come back from a hub, to be served like any kept-alive one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import io
+import ipaddress
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from gunicorn.http.wsgi import Response
+from gunicorn.util import http_date
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from .errors import OffloadRefused, ProtocolError, TooLarge
+from .plumbing.handover import HandBack, Handover
+from .plumbing.frames import Frame
+from .plumbing.lines import Lines, receive
+from .plumbing.offload import ENVIRON_KEY, Offload
+from .pool import Pool
+from .refusal import refusal
+from .settings import Settings
+
+HEAD_END = b"\r\n\r\n"
+READ_SIZE = 8192  # bytes; gunicorn's own
+
+# How long clients that are sending a head are waited for when the worker stops.
+STOP_LINGER = 1.0  # seconds
+
+# How long the arbiter waits for the hubs in all, when nothing is to be lost by being quick.
+HUBS_TIMEOUT = 5.0  # seconds
+
+# Unsent bytes that the kernel takes for one connection. More would hide from the hub how far
+# behind a client is, and 100 clients that read nothing would hold 400 MB.
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+UNSENT_SIZE = 64 * 1024  # bytes
+
+# Made in the arbiter by the first worker's constructor; one per arbiter.
+_lines: Lines | None = None
+
+
+class Head:
+    """A request's head that is being waited for."""
+
+    __slots__ = ("conn", "data", "deadline")
+
+    def __init__(self, conn: TConn, data: bytes, deadline: float) -> None:
+        self.conn = conn
+        self.data = bytearray(data)
+        self.deadline = deadline
+
+
+class BackListener:
+    """Looks like a listening socket; what it accepts are connections that a hub hands back."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self.sock.setblocking(flag)
+
+    def getsockname(self) -> str:
+        return "hub"
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Gone:
+    """Stands in for a socket that was handed over: nobody may touch the hub's connection."""
+
+    def fileno(self) -> int:
+        return -1
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    def settimeout(self, timeout: float | None) -> None:
+        pass
+
+    def shutdown(self, how: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        return b""
+
+    def sendall(self, data: bytes) -> None:
+        raise OSError(errno.EPIPE, "the connection was handed over to a hub")
+
+    send = sendall
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """A gthread worker whose application can offload its connections to a hub."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings = Settings.from_environ(os.environ)
+        self.lines = arbiter_lines(self.cfg, self.settings)
+        self.heads: dict[Head, None] = {}  # in the order of their deadlines
+        self.current = threading.local()
+        self.proxies = _networks(self.cfg.forwarded_allow_ips)
+        # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
+        self.is_plain_http = not (
+            self.cfg.is_ssl
+            or getattr(self.cfg, "protocol", "http") == "uwsgi"
+            or getattr(self.cfg, "http2_cleartext", "off") in ("prior-knowledge", "both")
+        )
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        super().check_config(cfg, log)
+        if cfg.is_ssl:
+            log.warning(
+                "gunicorn terminates TLS itself: its connections cannot be offloaded (501). "
+                "Put a proxy in front that does."
+            )
+
+    def init_process(self) -> None:
+        self.lines.become_worker()
+        self.sockets = [*self.sockets, BackListener(self.lines.back_worker)]
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        self.wsgi = partial(self._call_application, self.wsgi)
+        Pool(self.lines, self.log, self._hub_options(), self._is_orphan).start()
+
+    def _hub_options(self) -> dict[str, Any]:
+        return {
+            "errorlog": os.path.abspath(self.cfg.errorlog) if self.cfg.errorlog != "-" else "-",
+            "loglevel": self.cfg.loglevel,
+            "drain_timeout": min(HUBS_TIMEOUT, self.cfg.graceful_timeout / 2),
+        }
+
+    def _is_orphan(self) -> bool:
+        return bool(self.ppid != os.getppid())
+
+    # Heads are waited for on the poller.
+
+    def accept(self, *args: Any) -> None:
+        listener = args[-1]  # up to 23.0 the server's name comes before it
+        if isinstance(listener, BackListener):
+            self._accept_back(listener)
+            return
+        if not self.is_plain_http:
+            super().accept(*args)
+            return
+        try:
+            sock, client = listener.accept()
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return
+        server = args[0] if len(args) == 2 else listener.getsockname()
+        self._adopt(sock, client, server, b"", req_count=0)
+
+    def _accept_back(self, listener: BackListener) -> None:
+        try:
+            data, fds = receive(listener.sock)
+        except BlockingIOError:
+            return  # another worker was first
+        except OffloadRefused as exc:
+            self.log.error("%s", exc)
+            return
+        sock = socket.socket(fileno=fds[0])
+        try:
+            back = HandBack.from_frame(Frame.decode(data))
+        except ProtocolError as exc:
+            self.log.error("A connection came back that cannot be read: %s", exc)
+            sock.close()
+            return
+        # Beyond the first request: a PROXY line in what follows would be the client's own.
+        self._adopt(sock, back.client, back.server, back.rest, req_count=1)
+
+    def _adopt(self, sock: socket.socket, client: Any, server: Any, data: bytes, *, req_count: int) -> None:
+        conn = TConn(self.cfg, sock, client, server)
+        self.nr_conns += 1
+        conn.init()
+        conn.parser.req_count = req_count
+        conn.parser.unreader.unread(data)
+        self.enqueue_req(conn)
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Give the connection to a thread as soon as the head of its request is complete."""
+        if not self.is_plain_http:
+            super().enqueue_req(conn)
+            return
+        head = Head(conn, _take_bytes(conn), time.monotonic() + self.settings.head_timeout)
+        if HEAD_END in head.data:
+            self._head_is_complete(head)
+            return
+        conn.sock.setblocking(False)
+        if self._read_head(head):
+            self.heads[head] = None
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_head_readable, head))
+
+    def _on_head_readable(self, head: Head, sock: socket.socket) -> None:
+        # It stays registered while the rest of the head is awaited.
+        if not self._read_head(head, registered=True):
+            self.heads.pop(head, None)
+
+    def _read_head(self, head: Head, registered: bool = False) -> bool:
+        """Read what is there; return whether more of the head must be waited for."""
+        while True:
+            try:
+                data = head.conn.sock.recv(READ_SIZE)
+            except BlockingIOError:
+                return True
+            except OSError:
+                data = b""
+            if not data:
+                self._drop_head(head, registered)
+                return False
+            searched = max(0, len(head.data) - len(HEAD_END) + 1)
+            head.data += data
+            if head.data.find(HEAD_END, searched) >= 0:
+                if registered:
+                    self.poller.unregister(head.conn.sock)
+                self._head_is_complete(head)
+                return False
+            if len(head.data) > self.settings.head_size:
+                self._drop_head(head, registered, b"431 Request Header Fields Too Large")
+                return False
+
+    def _head_is_complete(self, head: Head) -> None:
+        conn = head.conn
+        conn.parser.unreader.unread(bytes(head.data))
+        conn.sock.setblocking(True)
+        conn.data_ready = True
+        super().enqueue_req(conn)
+
+    def _drop_head(self, head: Head, registered: bool, status: bytes | None = None) -> None:
+        if registered:
+            self.poller.unregister(head.conn.sock)
+        if status is not None:
+            answer = b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            try:
+                head.conn.sock.send(answer)
+            except OSError:
+                pass
+        self.nr_conns -= 1
+        head.conn.close()
+
+    def murder_keepalived(self, *args: Any, **kwargs: Any) -> None:
+        super().murder_keepalived(*args, **kwargs)
+        now = time.monotonic()
+        for head in list(self.heads):
+            deadline = head.deadline
+            if not self.alive:
+                deadline = min(deadline, deadline - self.settings.head_timeout + STOP_LINGER)
+            if deadline > now:
+                return
+            del self.heads[head]
+            self._drop_head(head, True, b"408 Request Timeout" if head.data else None)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        # A stopping worker of gunicorn 24 to 26 would sleep until graceful_timeout here, though
+        # the connections it waits for time out sooner.
+        super().wait_for_and_dispatch_events(min(timeout, STOP_LINGER / 2))
+
+    # An application can offload its connection.
+
+    def handle(self, conn: TConn) -> Any:
+        self.current.conn = conn
+        try:
+            while True:
+                result = super().handle(conn)
+                # Up to 26 a request that was read together with the one before it is left lying.
+                keep_alive = result[0] if isinstance(result, tuple) else result
+                if keep_alive is not True or HEAD_END not in conn.parser.unreader.buf.getvalue():
+                    return result
+        finally:
+            self.current.conn = None
+
+    def _call_application(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        response = start_response.__self__
+        environ[ENVIRON_KEY] = partial(self._offload, self.current.conn, response)
+        return application(environ, start_response)
+
+    def _offload(self, conn: TConn, response: Response, offload: Offload) -> Iterable[bytes]:
+        """`environ["gunicorn_realtime.offload"]`: return the rest of the response's body.
+
+        It is empty when the connection is a hub's now, else it is the body of a refusal.
+        """
+        if response.status is None or response.headers_sent:
+            raise RuntimeError("offload after start_response() and before the first byte of the body")
+        if not self.is_plain_http or getattr(conn, "is_http2", False):
+            return _answer_instead(response, *NOT_IMPLEMENTED)
+        handover = Handover(
+            offload,
+            conn.client,
+            conn.server,
+            counted=not self._is_proxy(conn.client),
+            keep_alive=not response.should_close(),
+            head=_encode_head(response),
+            rest=_take_bytes(conn),
+        )
+        _prepare_socket(conn.sock, self.settings.write_timeout)
+        try:
+            self.lines.send(handover.frame(), [conn.sock.fileno()])
+        except (OffloadRefused, TooLarge) as exc:
+            self.log.warning("A connection was refused: %s", exc)
+            no = refusal(offload.engine, offload.options)
+            return _answer_instead(response, no.status, no.headers, no.body)
+        _give_up(conn, response)
+        return ()
+
+    def _is_proxy(self, client: Any) -> bool:
+        """Whether many clients may come from this address."""
+        if not isinstance(client, tuple):
+            return True
+        try:
+            address = ipaddress.ip_address(client[0])
+        except ValueError:
+            return True
+        return any(address in network for network in self.proxies)
+
+
+NOT_IMPLEMENTED = (
+    "501 Not Implemented",
+    [("Content-Type", "text/plain")],
+    b"This connection cannot be offloaded: gunicorn ends TLS or HTTP/2 itself. "
+    b"Let a proxy in front of gunicorn do that, and speak HTTP/1.1 to gunicorn.\n",
+)
+
+
+def arbiter_lines(cfg: Any, settings: Settings) -> Lines:
+    """Return this arbiter's lines, made on first use."""
+    global _lines
+    if _lines is None or _lines.arbiter_pid != os.getpid():
+        _lines = Lines(settings.hubs, cfg.uid, cfg.gid)
+        atexit.register(_close_lines, _lines)
+        _drain_hubs_before_stopping(_lines, cfg)
+    return _lines
+
+
+def _close_lines(lines: Lines) -> None:
+    if os.getpid() == lines.arbiter_pid:
+        lines.close(HUBS_TIMEOUT)
+
+
+def _drain_hubs_before_stopping(lines: Lines, cfg: Any) -> None:
+    """At SIGTERM let the hubs drain while the workers still run, then let the arbiter have the signal.
+
+    A second SIGTERM does not wait. SIGINT and SIGQUIT are quick stops: the hubs drain when the
+    arbiter is about to exit.
+    """
+    arbiter_handler = signal.getsignal(signal.SIGTERM)
+    if not callable(arbiter_handler) or threading.current_thread() is not threading.main_thread():
+        return
+    handler: Callable[[int, Any], Any] = arbiter_handler
+
+    def on_term(signum: int, frame: Any) -> None:
+        if os.getpid() != lines.arbiter_pid or lines.stopping:
+            handler(signum, frame)
+            return
+        lines.stop_hubs()
+
+        def pass_on() -> None:
+            lines.wait_for_hubs(min(HUBS_TIMEOUT, cfg.graceful_timeout / 2))
+            handler(signum, None)
+
+        threading.Thread(target=pass_on, name="drain", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, on_term)
+
+
+def _networks(addresses: Any) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Return gunicorn's `forwarded_allow_ips` as networks; "*" is every address."""
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    for address in addresses:
+        if address == "*":
+            networks += [ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")]
+            continue
+        try:
+            networks.append(ipaddress.ip_network(address, strict=False))
+        except ValueError:
+            pass  # gunicorn has its own say about what it cannot read
+    return networks
+
+
+def _take_bytes(conn: TConn) -> bytes:
+    """Take what the parser has read beyond what it has parsed."""
+    unreader = conn.parser.unreader
+    data: bytes = unreader.buf.getvalue()
+    unreader.buf = io.BytesIO()
+    return data
+
+
+def _encode_head(response: Response) -> bytes:
+    """Return status line and headers as gunicorn would send them, without those that frame a body."""
+    version = ".".join(map(str, response.req.version))
+    lines = [
+        f"HTTP/{version} {response.status}",
+        f"Server: {response.version}",
+        f"Date: {http_date()}",
+    ]
+    for name, value in response.headers:
+        # Django's GZipMiddleware leaves a response alone that says it is encoded already.
+        if (name.lower(), value.lower()) != ("content-encoding", "identity"):
+            lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, ""]).encode("latin-1")
+
+
+def _prepare_socket(sock: socket.socket, write_timeout: float) -> None:
+    """Set what outlasts the handover; a thread here has more time for it than the hub."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_SIZE)
+        if sys.platform == "linux":
+            # A peer that has vanished is noticed by the kernel, not after its 15 minutes.
+            timeout_ms = round(write_timeout * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    except OSError:  # a Unix socket: its only buffer is the sender's
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT_SIZE)
+
+
+def _give_up(conn: TConn, response: Response) -> None:
+    """Make gunicorn's objects believe that the response is complete, and close our copy.
+
+    Close, and never shutdown: that would act on the hub's copy too.
+    """
+    response.headers_sent = True
+    response.chunked = False
+    response.force_close()
+    sock = conn.sock
+    conn.sock = response.sock = Gone()
+    conn.close = lambda graceful=False: None  # the request's end then only counts down
+    sock.close()
+
+
+def _answer_instead(
+    response: Response, status: str, headers: list[tuple[str, str]], body: bytes
+) -> Iterable[bytes]:
+    """Replace a response that has not begun."""
+    response.status = None
+    response.headers = []
+    response.response_length = None
+    response.start_response(status, headers)
+    return [body]
