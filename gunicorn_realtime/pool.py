@@ -29,6 +29,10 @@ from .plumbing.lines import Line, Lines
 SHORT_LIFE = 1.0  # seconds
 MAX_BACKOFF = 10.0  # seconds
 
+# Where this package is, and where installed packages are.
+HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SITE_PACKAGES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+
 # The descriptor of a lock in the moment between flock() and the hub's start: the user's code may
 # fork in another thread then, and its child must not keep the lock.
 _taken: set[int] = set()
@@ -128,8 +132,6 @@ class Pool:
 def _hub_environ() -> dict[str, str]:
     """Return our environment, in which a hub finds this package also when it is not installed."""
     environ = dict(os.environ)
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        paths = [home, environ.get("PYTHONPATH", "")]
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if HOME not in SITE_PACKAGES:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HOME, environ.get("PYTHONPATH", "")]))
     return environ

@@ -49,10 +49,9 @@ class BusAddress:
             parts = urlsplit(self.url)
         except ValueError:
             return f"{scheme}://"
-        credentials, _, host = parts.netloc.rpartition("@")
-        if "@" in self.url and not credentials:
+        if "@" in parts.path + parts.query + parts.fragment:
             return f"{scheme}://"  # misread: a password with "/", "?" or "#" in it
-        return f"{scheme}://{host}{parts.path}"
+        return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def __repr__(self) -> str:
         return f"BusAddress({self.safe_url!r}, prefix={self.prefix!r})"

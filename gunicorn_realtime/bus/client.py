@@ -273,6 +273,8 @@ def connection_options(address: BusAddress, timeout: float) -> dict[str, Any]:
     """
     options: dict[str, Any]
     if address.is_local:
+        if not os.path.isabs(address.directory):
+            raise ValueError("a local bus's address is local: and the absolute path of its directory")
         options = {"connection_class": UnixDomainSocketConnection, "path": socket_path(address.directory)}
     else:
         options = _read_url(address)

@@ -51,7 +51,7 @@ MAX_SOCKET_PATH_SIZE = 107  # bytes
 
 PEER_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
-# Linux wakes accept() when the listener is shut down; macOS does not.
+# In case the socket's path is gone, and a connection to it cannot wake accept().
 ACCEPT_TIMEOUT = 1.0
 # A thread that is woken ends at once.
 JOIN_TIMEOUT = 2.0
@@ -170,13 +170,13 @@ class LocalBus:
         listener, self._listener = self._listener, None
         if listener is None:
             return
-        with suppress(FileNotFoundError):
-            os.unlink(socket_path(self.directory))
-        with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
+        path = socket_path(self.directory)
+        _wake_listener(path)
         if self._accept_thread is not None:
             self._accept_thread.join(JOIN_TIMEOUT)
         listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         with self.turn:
             clients = list(self.clients)
             for client in clients:
@@ -207,12 +207,6 @@ class LocalBus:
         for client in receivers:
             client.put(frame)
         return len(receivers)
-
-    def forget(self, client: Client) -> None:
-        """End the client's subscriptions, in the caller's turn."""
-        for channel in list(client.channels):
-            self.unsubscribe(client, channel)
-        self.clients.discard(client)
 
     def _take_lock(self) -> bool:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
@@ -255,8 +249,11 @@ class LocalBus:
                     logger.warning("the local bus cannot accept a client: %s", exc)
                     time.sleep(ACCEPT_TIMEOUT)  # until there are file descriptors again
                 continue
-            connection.settimeout(None)
-            Client(self, connection).start()
+            if self._listener is listener:
+                connection.settimeout(None)
+                Client(self, connection).start()
+            else:
+                connection.close()
 
 
 class Client:
@@ -293,8 +290,7 @@ class Client:
         """Queue bytes for the client, in the caller's turn."""
         if self._has_ended:
             return
-        self._backlog_size += len(data)
-        if self._backlog_size > MAX_BACKLOG:
+        if self._backlog_size + len(data) > MAX_BACKLOG:
             logger.warning(
                 "the local bus disconnects a client that is %d bytes behind (%d channels)",
                 self._backlog_size,
@@ -303,12 +299,14 @@ class Client:
             self.drop()
             return
         self._backlog.append(data)
+        self._backlog_size += len(data)
         self._changed.notify()
 
     def drop(self) -> None:
         """Disconnect the client, in the caller's turn."""
         self._has_ended = True
         self._backlog.clear()
+        self._backlog_size = 0
         self._changed.notify()
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # wakes both threads
@@ -365,6 +363,7 @@ class Client:
         with self.bus.turn:
             self.put(resp.encode_error(f"ERR Protocol error: {error}"))
         self._send_backlog()
+        self._stop_writing()
         # It may be in the middle of a long write, and reads the answer only after it.
         self._connection.settimeout(LINGER_TIMEOUT)
         while self._connection.recv(RECEIVE_SIZE):
@@ -388,18 +387,34 @@ class Client:
             self._backlog_size -= size
         return b"".join(pieces)
 
-    def _end(self) -> None:
+    def _stop_writing(self) -> None:
+        """Send what waits, and no more."""
         with self.bus.turn:
-            self.bus.forget(self)
+            for channel in list(self.channels):
+                self.bus.unsubscribe(self, channel)
             self._has_ended = True
             self._changed.notify()
         if self._writer is not None:
-            self._writer.join(LINGER_TIMEOUT)  # it may have to answer QUIT still
+            self._writer.join(LINGER_TIMEOUT)
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def _end(self) -> None:
+        self._stop_writing()
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         if self._writer is not None:
             self._writer.join()
+        with self.bus.turn:
+            self.bus.clients.discard(self)
         self._connection.close()
+
+
+def _wake_listener(path: str) -> None:
+    # Shutting the listener down wakes accept() on some systems only.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(ACCEPT_TIMEOUT)
+        sock.connect(path)
 
 
 def _start_thread(run: Callable[[], None], name: str) -> threading.Thread:

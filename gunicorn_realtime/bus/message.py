@@ -15,6 +15,7 @@ No text begins with FF in UTF-8, so a publisher's text can't be taken for an env
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ MAGIC = b"\xffRT1"
 
 # A header holds names, not content; more than this is somebody's mistake.
 MAX_HEADER_SIZE = 16 * 1024  # bytes
+
+STAMP = re.compile(rb"([0-9A-Za-z]{1,32}) ([0-9]{1,16}) ([0-9]{1,16})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,11 @@ def _read_header(header: bytes) -> dict[str, object]:
 def _read_stamp(stamp: bytes) -> Stamp | None:
     if not stamp:
         return None
-    try:
-        epoch, id_, previous = stamp.decode("ascii").split(" ")
-        return Stamp(epoch, int(id_), int(previous))
-    except ValueError:
-        raise ProtocolError("an envelope's stamp is not '<epoch> <id> <previous>'") from None
+    match = STAMP.fullmatch(stamp)
+    if match is None:
+        raise ProtocolError("an envelope's stamp is not '<epoch> <id> <previous>'")
+    epoch, id_, previous = match.groups()
+    return Stamp(epoch.decode(), int(id_), int(previous))
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -42,6 +42,8 @@ class Line:
             the arbiter holds the write end, so its end of file says that the arbiter is gone.
         lock_path: A file that the hub keeps locked (flock) as long as it lives.
         lock: The arbiter's own descriptor of that file, to learn when the hub is gone.
+        is_stuck: The queue stayed full for a whole SEND_TIMEOUT: nobody waits for it again until
+            there is room, so that a hub that hangs does not take the threads of the site.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Line:
     lifeline_arbiter: int
     lock_path: str
     lock: int
+    is_stuck: bool = False
 
     def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
         """Send one frame to the hub, from a worker.
@@ -59,9 +62,12 @@ class Line:
             OffloadRefused: The queue stayed full, or too many descriptors are in flight.
         """
         data = frame.encode()
+        flags = socket.MSG_DONTWAIT if self.is_stuck else 0
         try:
-            socket.send_fds(self.hand_worker, [data], list(fds))
+            socket.send_fds(self.hand_worker, [data], list(fds), flags)
+            self.is_stuck = False
         except BlockingIOError:
+            self.is_stuck = True
             raise OffloadRefused(f"the queue of hub {self.index} is full") from None
         except OSError as exc:
             raise OffloadRefused(f"hub {self.index} cannot be reached: {exc}") from exc
