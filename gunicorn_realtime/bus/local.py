@@ -159,9 +159,8 @@ class LocalBus:
                 self._release_lock()
                 raise
         except OSError as exc:
-            raise BusUnavailable(
-                f"the local bus cannot be served in {self.directory}: {exc.strerror}"
-            ) from exc
+            reason = exc.strerror or exc
+            raise BusUnavailable(f"the local bus cannot be served in {self.directory}: {reason}") from exc
         logger.info("serving the local bus in %s", self.directory)
         return True
 

@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -62,9 +63,10 @@ class Line:
             OffloadRefused: The queue stayed full, or too many descriptors are in flight.
         """
         data = frame.encode()
-        flags = socket.MSG_DONTWAIT if self.is_stuck else 0
+        # Not socket.send_fds: it takes flags and forgets them.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
         try:
-            socket.send_fds(self.hand_worker, [data], list(fds), flags)
+            self.hand_worker.sendmsg([data], rights, socket.MSG_DONTWAIT if self.is_stuck else 0)
             self.is_stuck = False
         except BlockingIOError:
             self.is_stuck = True
