@@ -171,22 +171,38 @@ class Audience:
 
     def serve(self, deadline: float) -> Ended:
         """Send what is new to those who have kept up, until all have it or time is up."""
-        last = self.last
-        connections = self.connections
-        write = os.write
         ended: Ended = []
+        start = self.cursor
+        circle = self.connections[start:] + self.connections[:start]
+        turns = min(self.remaining, len(circle))
+        served = 0
+        while served < turns:
+            chunk = circle[served : min(served + DELIVERIES_BETWEEN_CLOCKS, turns)]
+            self._deliver(chunk, ended)
+            served += len(chunk)
+            if perf_counter() > deadline:
+                break
+        self.remaining = turns - served
+        if circle:
+            # Whoever was first is not first again.
+            rotation = 0 if self.remaining else len(circle) // 3
+            self.cursor = (start + served + rotation) % len(circle)
+        return ended
+
+    def _deliver(self, connections: list[Connection], ended: Ended) -> None:
+        """Bring each of these up to date by one write; what is in this loop is what a delivery costs."""
+        write = os.write
+        last = self.last
         is_one_shot = self.engine.is_one_shot
-        until_clock = DELIVERIES_BETWEEN_CLOCKS
-        cursor = self.cursor
-        while self.remaining:
-            self.remaining -= 1
-            if cursor >= len(connections):
-                cursor = 0
-            connection = connections[cursor]
-            cursor += 1
-            if connection.position >= last or connection.lag is not None:
+        batch_position = -1
+        data, key, count, size = b"", -1, 0, 0
+        for connection in connections:
+            position = connection.position
+            if position >= last or connection.lag is not None:
                 continue
-            data, key, count = self.batch(connection.position)
+            if position != batch_position:
+                data, key, count = self.batch(position)
+                batch_position, size = position, len(data)
             connection.position = key
             connection.messages += count
             try:
@@ -197,20 +213,12 @@ class Audience:
                 ended.append((connection, exc))
                 continue
             connection.bytes += sent
-            if is_one_shot and sent == len(data):
+            if sent == size and key == last and not is_one_shot:
+                continue
+            if is_one_shot and sent == size:
                 ended.append((connection, None))
-            elif sent < len(data) or key < last:
+            else:
                 connection.start_lagging(data, sent)
-            until_clock -= 1
-            if not until_clock:
-                if perf_counter() > deadline:
-                    break
-                until_clock = DELIVERIES_BETWEEN_CLOCKS
-        # Whoever was first is not first again.
-        self.cursor = cursor if self.remaining else cursor + len(connections) // 3
-        if connections:
-            self.cursor %= len(connections)
-        return ended
 
 
 def _key_of_entry(entry: tuple[int, Message]) -> int:

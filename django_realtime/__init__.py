@@ -1,0 +1,30 @@
+"""Server-sent events and other long-lived connections for Django: `import django_realtime as realtime`."""
+
+from __future__ import annotations
+
+from gunicorn_realtime.errors import (
+    BusUnavailable,
+    ChannelNameError,
+    OffloadRefused,
+    ProtocolError,
+    RealtimeError,
+    TooLarge,
+)
+
+from .publishing import MessageId, apublish, publish, publish_many
+from .views import sse
+
+__version__ = "0.1.0"
+__all__ = [
+    "BusUnavailable",
+    "ChannelNameError",
+    "MessageId",
+    "OffloadRefused",
+    "ProtocolError",
+    "RealtimeError",
+    "TooLarge",
+    "apublish",
+    "publish",
+    "publish_many",
+    "sse",
+]

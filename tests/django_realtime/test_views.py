@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+from http import HTTPStatus
+from io import BytesIO, StringIO
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpResponse
+from django.test import AsyncClient, RequestFactory
+from django.urls import path, reverse
+
+import django_realtime as realtime
+from django_realtime.conf import conf
+from gunicorn_realtime.plumbing.offload import ENVIRON_KEY, Offload
+from tests.django_realtime.conftest import run_async
+
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+
+
+def two_rooms(request, room):
+    return [f"room-{room}", f"room-{room}-{request.GET['side']}", f"room-{room}"]
+
+
+def page(request):
+    return HttpResponse("page " * 100)
+
+
+urlpatterns = [
+    path("news", realtime.sse("lotofnews"), name="news"),
+    path("room/<int:room>", realtime.sse("room-{room}", "all-{{rooms}}", raw=True, event="said")),
+    path("name/<str:name>", realtime.sse("{name}")),
+    path("callable/<room>", realtime.sse(two_rooms)),
+    path("one", realtime.sse(lambda request: "one")),
+    path("none", realtime.sse(lambda request: None)),
+    path("empty", realtime.sse(lambda request: [])),
+    path("headers", realtime.sse("news", headers={"X-Site": "1", "Cache-Control": "private"})),
+    path("decorated", login_not_required(realtime.sse("news"))),
+    path("page", page),
+]
+
+
+class Server:
+    """A WSGI server as far as Django sees it, which can take connections over or not."""
+
+    def __init__(self, *, offloads: bool) -> None:
+        self.application = WSGIHandler()
+        self.offloads = offloads
+        self.offloaded: list[Offload] = []
+
+    def offload(self, offload):
+        self.offloaded.append(offload)
+        return []
+
+    def get(self, path: str, method: str = "GET", **environ) -> HttpResponse:
+        path, _, query = path.partition("?")
+        environ = {
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": method,
+            "SERVER_SOFTWARE": "gunicorn/27.0",
+            "wsgi.errors": StringIO(),
+            "wsgi.input": BytesIO(),
+            **environ,
+        }
+        setup_testing_defaults(environ)
+        if self.offloads:
+            environ[ENVIRON_KEY] = self.offload
+        head: dict = {}
+
+        def start_response(status, headers, exc_info=None):
+            head.update(status=int(status.split()[0]), headers=dict(headers))
+
+        body = self.application(environ, start_response)
+        assert not self.offloaded  # nothing happens before the server asks for the body
+        response = HttpResponse(b"".join(body), **head)
+        body.close()
+        return response
+
+
+@pytest.fixture
+def hub_server() -> Server:
+    return Server(offloads=True)
+
+
+@pytest.fixture
+def other_server() -> Server:
+    return Server(offloads=False)
+
+
+def test_stream_is_offloaded_when_the_server_asks_for_the_body(hub_server, settings):
+    settings.REALTIME = {"BUS": "redis://x", "PREFIX": "site:", "HEARTBEAT": 10, "RETRY": (2, 4)}
+
+    response = hub_server.get("/news")
+
+    assert response.status_code == 200
+    assert response.content == b""
+    options = {"raw": False, "event": None, "heartbeat": 10.0, "retry": [2.0, 4.0]}
+    assert hub_server.offloaded == [Offload("sse", ("site:lotofnews",), conf.bus, options)]
+
+
+def test_headers_keep_the_stream_from_caches_buffers_and_encodings(hub_server):
+    headers = hub_server.get("/news").headers
+
+    assert headers["Content-Type"] == "text/event-stream"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Accel-Buffering"] == "no"
+    assert headers["Content-Encoding"] == "identity"
+    assert "Vary" not in headers
+    assert "Content-Length" not in headers
+
+
+def test_a_site_adds_headers_of_its_own(hub_server):
+    headers = hub_server.get("/headers").headers
+
+    assert headers["X-Site"] == "1"
+    assert headers["Cache-Control"] == "private"
+
+
+def test_names_are_made_of_the_url(hub_server):
+    hub_server.get("/room/7")
+
+    [offload] = hub_server.offloaded
+    assert offload.channels == ("room-7", "all-{rooms}")
+    assert offload.options["raw"] is True
+    assert offload.options["event"] == "said"
+
+
+def test_braces_in_the_url_are_text(hub_server):
+    hub_server.get("/name/{request}")
+
+    assert hub_server.offloaded[0].channels == ("{request}",)
+
+
+def test_a_function_names_the_channels_and_each_is_followed_once(hub_server):
+    hub_server.get("/callable/7?side=left")
+
+    assert hub_server.offloaded[0].channels == ("room-7", "room-7-left")
+
+
+def test_a_function_may_return_one_name(hub_server):
+    hub_server.get("/one")
+
+    assert hub_server.offloaded[0].channels == ("one",)
+
+
+@pytest.mark.parametrize("path", ["/none", "/empty"])
+def test_no_channel_sends_the_client_away_for_good(hub_server, path):
+    response = hub_server.get(path)
+
+    assert response.status_code == 204
+    assert response["Cache-Control"] == "no-store"
+    assert not hub_server.offloaded
+
+
+def test_head_answers_the_headers_alone(hub_server):
+    response = hub_server.get("/news", "HEAD")
+
+    assert response.status_code == 200
+    assert response["Content-Type"] == "text/event-stream"
+    assert "Content-Length" not in response.headers
+    assert not hub_server.offloaded
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_are_not_allowed(hub_server, method):
+    response = hub_server.get("/news", method)
+
+    assert response.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    assert response["Allow"] == "GET, HEAD"
+    assert not hub_server.offloaded
+
+
+@pytest.mark.parametrize("name", ["rt:hubs", "a\tb", 201 * "x", 67 * "€"])
+def test_a_name_that_no_channel_can_have_is_not_found(hub_server, name):
+    response = hub_server.get(f"/name/{name}".encode().decode("latin-1"))
+
+    assert response.status_code == 404
+    assert not hub_server.offloaded
+
+
+def test_a_template_must_find_its_arguments_in_the_url():
+    with pytest.raises(ImproperlyConfigured, match=r"need 'elsewhere' of the URL, which has \['room'\]"):
+        realtime.sse("{elsewhere}")(RequestFactory().get("/"), room=7)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("", "a channel's name is empty"),
+        ("rt:hubs", "names that begin with 'rt:' are reserved"),
+        ("a\nb", "has control characters"),
+        (201 * "x", "has 201 bytes, more than 200"),
+        ("room-{", "Single '{' encountered"),
+        ("room-}", "Single '}' encountered"),
+        ("room-{}", "'' can't be the name of a URL argument"),
+        ("room-{0}", "'0' can't be the name of a URL argument"),
+        ("room-{room.id}", "'room.id' can't be the name of a URL argument"),
+    ],
+)
+def test_a_wrong_template_fails_when_the_urlconf_is_read(template, message):
+    with pytest.raises(realtime.ChannelNameError) as caught:
+        realtime.sse(template)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [(), (1,), ("a", 1), ("a", two_rooms), (two_rooms, two_rooms)])
+def test_channels_are_names_or_one_function(channels):
+    with pytest.raises(TypeError, match="one or more channel names, or one function"):
+        realtime.sse(*channels)
+
+
+def test_an_event_name_of_two_lines_is_refused():
+    with pytest.raises(ValueError, match="must be one line"):
+        realtime.sse("news", event="a\nid: 1")
+
+
+def test_a_view_has_a_name_and_can_be_reversed_and_decorated(hub_server):
+    view = realtime.sse("lotofnews", "room-{n}")
+
+    assert view.__name__ == "sse(lotofnews, room-{n})"
+    assert view.__doc__ == "Server-sent events of lotofnews, room-{n}."
+    assert realtime.sse(two_rooms).__name__ == "sse(two_rooms)"
+    assert reverse("news") == "/news"
+    hub_server.get("/decorated")
+    assert len(hub_server.offloaded) == 1
+
+
+def test_another_server_is_told_what_to_run(other_server):
+    response = other_server.get("/news")
+
+    assert response.status_code == 501
+    assert response["Content-Type"] == "text/plain; charset=utf-8"
+    assert response.text == (
+        "This server cannot hold long-lived connections. "
+        "Run the site with: gunicorn -k gunicorn_realtime.Worker\n"
+    )
+
+
+def test_asgi_is_told_what_to_run():
+    response = run_async(AsyncClient().get, "/news")
+
+    assert response.status_code == 501
+
+
+def replace_response(get_response):
+    def middleware(request):
+        get_response(request).close()
+        return HttpResponse("something else")
+
+    return middleware
+
+
+def set_cookie(get_response):
+    def middleware(request):
+        response = get_response(request)
+        response.set_cookie("seen", "1")
+        return response
+
+    return middleware
+
+
+def test_a_middleware_that_replaces_the_response_prevents_the_offload(settings):
+    settings.MIDDLEWARE = [f"{__name__}.replace_response"]
+    server = Server(offloads=True)
+
+    response = server.get("/news")
+
+    assert response.content == b"something else"
+    assert not server.offloaded
+
+
+def test_a_middleware_adds_to_the_response(settings):
+    settings.MIDDLEWARE = [f"{__name__}.set_cookie"]
+    server = Server(offloads=True)
+
+    response = server.get("/news")
+
+    assert "seen=1" in response["Set-Cookie"]
+    assert len(server.offloaded) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_gzip_leaves_streams_alone(settings, method):
+    settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware"]
+
+    response = Server(offloads=True).get("/news", method, HTTP_ACCEPT_ENCODING="gzip")
+    page = Server(offloads=True).get("/page", HTTP_ACCEPT_ENCODING="gzip")
+
+    assert response["Content-Encoding"] == "identity"
+    assert response.content == b""
+    assert page["Content-Encoding"] == "gzip"
