@@ -30,8 +30,8 @@ from gunicorn.util import http_date
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from .errors import OffloadRefused, ProtocolError, TooLarge
-from .plumbing.handover import HandBack, Handover
 from .plumbing.frames import Frame
+from .plumbing.handover import HandBack, Handover
 from .plumbing.lines import Lines, receive
 from .plumbing.offload import ENVIRON_KEY, Offload
 from .pool import Pool

@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 from logging.handlers import WatchedFileHandler
-from typing import Any
 
 from ..settings import Settings
 from .process import Hub

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..plumbing.handover import Address, Handover
+    from ..plumbing.handover import Handover
     from .feed import Audience
     from .process import Hub
 
@@ -31,7 +31,8 @@ class Connection:
     """A client's socket in a hub.
 
     It has no greenlet: a read watcher shows what the client sends and when it leaves, a write
-    watcher exists only while it lags. `position` is the key of the last message it has, or is in
+    watcher exists only while it lags. While it keeps up it has a place in its audience's array,
+    which knows its position; else `position` is the key of the last message that it has, or is in
     the middle of.
     """
 
@@ -51,24 +52,24 @@ class Connection:
         "received",
     )
 
-    def __init__(self, hub: Hub, fd: int, audience: Audience, address: str) -> None:
+    def __init__(self, hub: Hub, fd: int, audience: Audience, address: str, opening: Handover) -> None:
         self.hub = hub
         self.fd = fd
         self.audience = audience
         self.address = address
+        self.opening: Handover | None = opening  # until the bus has confirmed its channels
         self.position = 0
-        self.index = -1  # in the audience
+        self.index = -1  # in the audience's array
         self.lag: Lag | None = None
-        self.bytes = 0
+        self.bytes = 0  # right when it has left the array
         self.messages = 0
         self.received = 0  # bytes from the client
         self.opened = time.monotonic()
-        self.opening: Handover | None = None  # until the bus has confirmed its channels
         self.reader = hub.loop.io(fd, READ)
         self.reader.start(self.on_readable)
 
     def send(self, data: bytes) -> None:
-        """Send bytes that belong to no feed: before anything from there, or while it has kept up.
+        """Send bytes that belong to no feed, while the connection does not lag.
 
         Raises:
             OSError: The client is gone.
@@ -77,12 +78,18 @@ class Connection:
             sent = os.write(self.fd, data)
         except BlockingIOError:
             sent = 0
-        self.bytes += sent
         if sent < len(data):
-            self.start_lagging(data, sent)
+            self.audience.leave(self)
+            self._wait_until_writable(data, sent)
+        self.bytes += sent
 
     def start_lagging(self, data: bytes, sent: int) -> None:
-        """The kernel takes no more: remember the rest, and wait until it does."""
+        """The client did not take all of a broadcast: go on at its own pace."""
+        self.audience.leave(self)
+        self.bytes -= len(data) - sent
+        self._wait_until_writable(data, sent)
+
+    def _wait_until_writable(self, data: bytes, sent: int) -> None:
         self.lag = Lag(self.hub.loop.io(self.fd, WRITE), data, sent)
         self.lag.watcher.start(self.on_writable)
         self.hub.lagging[self] = None
@@ -96,29 +103,50 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as exc:
-            self.hub.close(self, f"the client left ({os.strerror(exc.errno or 0)})")
+            self.hub.close(self, left(exc))
             return
         self.bytes += sent
         lag.sent += sent
         lag.since = time.monotonic()
         if lag.sent == len(lag.data):
-            self._catch_up(lag)
+            self._take_next(lag)
 
-    def _catch_up(self, lag: Lag) -> None:
+    def _take_next(self, lag: Lag) -> None:
         """Take the next messages from the feeds, or stop lagging if there are none."""
-        if self.audience.engine.is_one_shot and self.messages:
-            self._stop_lagging(lag)
-            self.audience.engine.finish(self)
-            return
         if self.has_fallen_off:
             self.hub.close(self, "slow client")
             return
-        data, self.position, count = self.audience.batch(self.position)
-        if count:
-            self.messages += count
+        data, position = self.audience.batch(self.position)
+        if data and not (self.audience.engine.is_one_shot and self.messages):
+            self.messages += self._count(position)
+            self.position = position
             lag.data, lag.sent = data, 0
+            return
+        self._stop_lagging(lag)
+        if self.opening is not None:
+            return
+        if self.audience.engine.is_one_shot and self.messages:
+            self.hub.finish(self)
         else:
-            self._stop_lagging(lag)
+            self.audience.join(self)
+
+    def _count(self, position: int) -> int:
+        return sum(key <= position for key, _ in self.audience.after(self.position))
+
+    def catch_up(self) -> None:
+        """Get what has come since `position`, then join the others."""
+        while self.lag is None:
+            data, position = self.audience.batch(self.position)
+            if not data:
+                self.audience.join(self)
+                return
+            self.messages += self._count(position)
+            self.position = position
+            try:
+                self.send(data)
+            except OSError as exc:
+                self.hub.close(self, left(exc))
+                return
 
     def _stop_lagging(self, lag: Lag) -> None:
         lag.watcher.stop()
@@ -129,7 +157,7 @@ class Connection:
     @property
     def has_fallen_off(self) -> bool:
         """Messages that it has not had are no longer there."""
-        return self.position < self.audience.floor and self.index >= 0
+        return self.lag is not None and self.position < self.audience.floor
 
     def on_readable(self) -> None:
         try:
@@ -137,7 +165,7 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as exc:
-            self.hub.close(self, f"the client left ({os.strerror(exc.errno or 0)})")
+            self.hub.close(self, left(exc))
             return
         if not data:
             self.hub.close(self, "the client left")
@@ -153,3 +181,8 @@ class Connection:
             self._stop_lagging(self.lag)
         fd, self.fd = self.fd, -1
         return fd
+
+
+def left(exc: OSError) -> str:
+    """Return why a connection ends whose client is gone, for the log."""
+    return f"the client left ({os.strerror(exc.errno or 0)})"

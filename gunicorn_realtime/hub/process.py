@@ -25,8 +25,9 @@ from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import receive
 from ..refusal import refusal
 from ..settings import Settings
-from .connection import Connection
-from .feed import Audience, Fanout, Feed
+from .connection import Connection, left
+from .fanout import Audience, Fanout
+from .feed import Feed
 from .following import Following
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class Hub:
         self.engines: dict[tuple[str, str], Engine] = {}
         self.audiences: dict[tuple[Engine, tuple[Feed, ...]], Audience] = {}
         self.followings: dict[BusAddress, Following] = {}
-        self.fanout = Fanout(settings.feed_size)
+        # Twice the largest message: the newest one never pushes out what is being sent.
+        self.fanout = Fanout(max(settings.feed_size, 2 * settings.message_size))
         self.is_stopping = False
         self.stopped = gevent.event.Event()
         self.slice_timer = self.loop.timer(0)
@@ -139,11 +141,10 @@ class Hub:
             return
         following = self._following(handover.offload.bus)
         feeds = tuple(following.follow(channel, self.fanout.key) for channel in handover.offload.channels)
-        connection = Connection(self, fd, self._audience(engine, feeds), address)
+        connection = Connection(self, fd, self._audience(engine, feeds), address, handover)
         self.connections[fd] = connection
         if address:
             self.per_address[address] += 1
-        connection.opening = handover
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         if not unconfirmed:
             self._open(connection)
@@ -168,13 +169,14 @@ class Hub:
         self.opening.pop(connection, None)
         if handover is None or connection.fd < 0:
             return
-        audience = connection.audience
-        audience.add(connection)
         connection.position = self.fanout.key
         try:
-            audience.engine.open(connection, handover)
+            connection.audience.engine.open(connection, handover)
         except OSError as exc:
-            self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+            self.close(connection, left(exc))
+            return
+        if connection.lag is None:
+            connection.audience.join(connection)
 
     def _engine(self, handover: Handover) -> Engine:
         offload = handover.offload
@@ -188,7 +190,7 @@ class Hub:
         key = (engine, feeds)
         audience = self.audiences.get(key)
         if audience is None:
-            audience = self.audiences[key] = Audience(engine, feeds)
+            audience = self.audiences[key] = Audience(engine, feeds, self.connections)
             for feed in feeds:
                 feed.audiences.append(audience)
         return audience
@@ -222,9 +224,9 @@ class Hub:
     def _run_slice(self) -> None:
         for connection, exc in self.fanout.run_slice():
             if exc is None:
-                connection.audience.engine.finish(connection)
+                self.finish(connection)
             else:
-                self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+                self.close(connection, left(exc))
         if self.fanout.queue:
             # By a timer and not by a callback: the loop polls its descriptors in between.
             self.slice_timer.start(self._run_slice)
@@ -235,6 +237,11 @@ class Hub:
             following.resume()
 
     # Connections go.
+
+    def finish(self, connection: Connection) -> None:
+        """End a connection that came for one message, in its engine's way."""
+        connection.audience.leave(connection)
+        connection.audience.engine.finish(connection)
 
     def close(self, connection: Connection, reason: str) -> None:
         """End a connection and write its line into the log."""
@@ -257,8 +264,7 @@ class Hub:
 
     def _remove(self, connection: Connection) -> int:
         audience = connection.audience
-        if connection.index >= 0:
-            audience.remove(connection)
+        audience.leave(connection)
         del self.connections[connection.fd]
         self.opening.pop(connection, None)
         if connection.address:
@@ -303,18 +309,17 @@ class Hub:
                 self.close(connection, "slow client")
             elif lag and now - lag.since > self.settings.write_timeout:
                 self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
-        if not self.fanout.queue:
-            self.fanout.forget(self.lagging)
+        self.fanout.forget(self.lagging)
         for connection in list(self.connections.values()):
             self._attend(connection, second, now)
         self._forget_idle(now)
 
     def _attend(self, connection: Connection, second: int, now: float) -> None:
         engine = connection.audience.engine
-        if connection.lag is not None or connection.index < 0:
+        if connection.lag is not None or connection.opening is not None:
             return
         if engine.timeout is not None and now - connection.opened > engine.timeout:
-            engine.finish(connection)
+            self.finish(connection)
         elif engine.heartbeat is not None:
             # Each second those whose turn it is, so that not all get theirs at once.
             period = max(1, round(engine.heartbeat))
@@ -323,16 +328,14 @@ class Hub:
 
     def _beat(self, connection: Connection, engine: Engine) -> None:
         try:
-            connection.bytes += os.write(connection.fd, engine.beat())
-        except BlockingIOError:
-            pass
+            connection.send(engine.beat())
         except OSError as exc:
-            self.close(connection, f"the client left ({os.strerror(exc.errno or 0)})")
+            self.close(connection, left(exc))
 
     def _forget_idle(self, now: float) -> None:
         awaited = {connection.audience for connection in self.opening}
         for key, audience in list(self.audiences.items()):
-            if not audience.connections and not audience.is_queued and audience not in awaited:
+            if audience.is_empty and audience.runs is None and audience not in awaited:
                 del self.audiences[key]
                 for feed in audience.feeds:
                     feed.audiences.remove(audience)
@@ -360,15 +363,14 @@ class Hub:
             self.close(connection, "the hub stopped")
 
     def _say_goodbye(self, connection: Connection) -> None:
-        if connection.index >= 0:
-            try:
-                connection.send(connection.audience.engine.goodbye())
-            except OSError:
-                pass
-        elif connection.opening is not None:
-            fd = self._remove(connection)
-            _refuse(fd, connection.opening)
+        if connection.opening is not None:
+            opening = connection.opening
+            _refuse(self._remove(connection), opening)
             return
+        try:
+            connection.send(connection.audience.engine.goodbye())
+        except OSError:
+            pass
         if connection.lag is None:
             self.close(connection, "the hub stopped")
 

@@ -1,0 +1,306 @@
+"""How messages reach many connections.
+
+An audience is all connections that follow the same feeds in the same encoding: what one of them is
+sent, all are. Those who have kept up are an array of descriptors, so that a delivery is little
+more than a write(); what one of them lacks follows from its place in the array. Who cannot take
+what it is sent leaves the array, and reads its feeds at its own pace until it has caught up.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..bus.message import Message
+from .feed import Entry, Feed
+
+if TYPE_CHECKING:
+    from ..engines.base import Engine
+    from .connection import Connection
+
+    # Connections that a broadcast has ended: by the error that says that the client is gone, or
+    # by None when they have had the one message that they came for.
+    Ended = list[tuple[Connection, OSError | None]]
+
+# A broadcast is cut into slices, between which the loop serves everything else.
+SLICE = 0.002  # seconds
+DELIVERIES_BETWEEN_CLOCKS = 32  # some 200 µs
+
+# More than this is not joined for one write: it would only wait in one connection's memory.
+MAX_WRITE_SIZE = 256 * 1024  # bytes
+
+VACANT = -1  # a place in the array whose connection has left
+
+
+class Audience:
+    """All connections that follow the same feeds in the same encoding.
+
+    Between two broadcasts everybody in the array has everything: it is settled. During a broadcast
+    the array is a circle in which `cursor` goes round: `runs` says, from the cursor on, how many
+    connections have which position, the oldest first. Meanwhile nobody changes place: who leaves
+    makes its place vacant, and who comes waits in `joining`.
+
+    Args:
+        engine: Gives the encoding.
+        feeds: What they follow.
+        connections: The hub's, by descriptor.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_batch_position",
+        "bytes",
+        "connections",
+        "cursor",
+        "engine",
+        "fds",
+        "feeds",
+        "joining",
+        "messages",
+        "runs",
+        "vacant",
+    )
+
+    def __init__(self, engine: Engine, feeds: tuple[Feed, ...], connections: dict[int, Connection]) -> None:
+        self.engine = engine
+        self.feeds = feeds
+        self.connections = connections
+        self.fds = array("i")
+        self.vacant = 0
+        self.runs: list[tuple[int, int]] | None = None  # None while settled
+        self.cursor = 0
+        self.joining: list[Connection] = []
+        self.messages = 0  # that have come while the array was not empty, and the bytes they make
+        self.bytes = 0
+        self._batch_position = -1
+        self._batch: tuple[bytes, int] = (b"", -1)
+
+    @property
+    def last(self) -> int:
+        return max([feed.last for feed in self.feeds])
+
+    @property
+    def floor(self) -> int:
+        return max([feed.floor for feed in self.feeds])
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self.fds) == self.vacant and not self.joining
+
+    def join(self, connection: Connection) -> None:
+        """Take a connection that has everything up to its position, which is now or a moment ago."""
+        if self.runs is not None:
+            self.joining.append(connection)
+            return
+        connection.index = len(self.fds)
+        self.fds.append(connection.fd)
+        # The difference to what the audience has had when it leaves is what it has had itself.
+        connection.messages -= self.messages
+        connection.bytes -= self.bytes
+
+    def leave(self, connection: Connection) -> None:
+        """Let a connection go, with its position and what it has had."""
+        if connection.index < 0:
+            if connection in self.joining:
+                self.joining.remove(connection)
+            return
+        connection.position = position = self._position(connection.index)
+        lacking = self.after(position)
+        connection.messages += self.messages - len(lacking)
+        connection.bytes += self.bytes - sum(len(self._encoded(message)) for _, message in lacking)
+        if self.runs is None:
+            self._take_out(connection.index)
+        else:
+            self.fds[connection.index] = VACANT
+            self.vacant += 1
+        connection.index = -1
+
+    def _take_out(self, index: int) -> None:
+        last_fd = self.fds.pop()
+        if index < len(self.fds):
+            self.fds[index] = last_fd
+            if last_fd != VACANT:
+                self.connections[last_fd].index = index
+
+    def _position(self, index: int) -> int:
+        if self.runs is None:
+            return self.last
+        turn = (index - self.cursor) % len(self.fds)
+        for count, position in self.runs:
+            if turn < count:
+                return position
+            turn -= count
+        raise AssertionError("the runs cover the circle")
+
+    # A broadcast.
+
+    def wake(self, message: Message, position: int) -> bool:
+        """A message has come, before which everybody was at `position`; return whether this begins a broadcast."""
+        if self.fds:
+            self.messages += 1
+            self.bytes += len(self._encoded(message))
+        self._batch_position = -1
+        if self.runs is not None:
+            return False
+        self.runs = [(len(self.fds), position)]
+        return True
+
+    def serve(self, deadline: float, ended: Ended) -> bool:
+        """Send what is new, until all have it or time is up; return whether all have it."""
+        last = self.last
+        assert self.runs is not None
+        while self.fds and self.runs[0][1] < last:
+            count, position = self.runs.pop(0)
+            data, key = self.batch(position)
+            turns = min(count, DELIVERIES_BETWEEN_CLOCKS, len(self.fds) - self.cursor)
+            if turns < count:
+                self.runs.insert(0, (count - turns, position))
+            if self.runs and self.runs[-1][1] == key:
+                self.runs[-1] = (self.runs[-1][0] + turns, key)
+            else:
+                self.runs.append((turns, key))
+            start, self.cursor = self.cursor, (self.cursor + turns) % len(self.fds)
+            self._write(start, start + turns, data, ended)
+            if perf_counter() > deadline:
+                return False
+        self._settle()
+        return True
+
+    def _write(self, start: int, end: int, data: bytes, ended: Ended) -> None:
+        """Write the same to some of the array; what is in this loop is what a delivery costs."""
+        write = os.write
+        size = len(data)
+        fds = self.fds[start:end]
+        for fd in fds:
+            try:
+                sent = write(fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                if fd != VACANT:
+                    ended.append((self.connections[fd], exc))
+                continue
+            if sent == size:
+                continue
+            self.connections[fd].start_lagging(data, sent)
+        if self.engine.is_one_shot:
+            for connection in [self.connections[fd] for fd in fds if fd != VACANT]:
+                if connection.lag is None:
+                    self.leave(connection)
+                    ended.append((connection, None))
+
+    def _settle(self) -> None:
+        """The broadcast has ended: close the gaps, and let in who has come meanwhile."""
+        self.runs = None
+        index = 0
+        while self.vacant:
+            index = self.fds.index(VACANT, index)
+            self._take_out(index)
+            self.vacant -= 1
+        if self.fds:
+            # Whoever was first is not first again.
+            self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
+        joining, self.joining = self.joining, []
+        for connection in joining:
+            connection.catch_up()
+
+    # What is sent.
+
+    def after(self, position: int) -> list[Entry]:
+        """Return what is newer than a position in all feeds, in order."""
+        if len(self.feeds) == 1:
+            return self.feeds[0].after(position)
+        return sorted((entry for feed in self.feeds for entry in feed.after(position)), key=_key)
+
+    def batch(self, position: int) -> tuple[bytes, int]:
+        """Return what follows a position as it goes over the wire, and the position behind it."""
+        if position != self._batch_position:
+            self._batch = self._join_encoded(position)
+            self._batch_position = position
+        return self._batch
+
+    def _join_encoded(self, position: int) -> tuple[bytes, int]:
+        entries = self.after(position)
+        if len(entries) == 1 or (entries and self.engine.is_one_shot):
+            key, message = entries[0]
+            return self._encoded(message), key
+        parts = []
+        size = 0
+        for key, message in entries:
+            part = self._encoded(message)
+            if parts and size + len(part) > MAX_WRITE_SIZE:
+                break
+            parts.append(part)
+            size += len(part)
+            position = key
+        return b"".join(parts), position
+
+    def _encoded(self, message: Message) -> bytes:
+        return message.encoded(self.engine.encoding, self.engine.encode)
+
+
+def _key(entry: Entry) -> int:
+    return entry[0]
+
+
+class Fanout:
+    """Brings new messages to all audiences, slice by slice.
+
+    Args:
+        feed_size: Bytes of messages that a feed keeps for those who lag.
+    """
+
+    def __init__(self, feed_size: int) -> None:
+        self.feed_size = feed_size
+        self.key = 0  # of the newest message of all feeds
+        self.queue: deque[Audience] = deque()
+        self.touched: set[Feed] = set()  # those that hold messages
+        self.backlog_size = 0  # bytes that have come since the queue was last empty
+
+    def append(self, feed: Feed, message: Message) -> None:
+        """Add a message to its feed; `run_slice` must be called afterwards."""
+        before = self.key
+        self.key += 1
+        feed.append(self.key, message, self.feed_size)
+        self.touched.add(feed)
+        self.backlog_size += len(message.data)
+        for audience in feed.audiences:
+            if audience.wake(message, before):
+                self.queue.append(audience)
+
+    @property
+    def is_behind(self) -> bool:
+        """So much waits for its turn that the bus should not be read for now.
+
+        Far below `feed_size`, so that nobody who keeps up falls off a feed's end.
+        """
+        return self.backlog_size > self.feed_size // 4
+
+    def run_slice(self) -> Ended:
+        """Serve audiences for the time of one slice; there is more to do while `queue` is not empty."""
+        deadline = perf_counter() + SLICE
+        ended: Ended = []
+        while self.queue and self.queue[0].serve(deadline, ended):
+            self.queue.popleft()
+            if perf_counter() > deadline:
+                break
+        if not self.queue:
+            self.backlog_size = 0
+        return ended
+
+    def forget(self, lagging: Iterable[Connection]) -> None:
+        """Drop the messages that nobody needs any more, unless a broadcast is under way."""
+        if self.queue or not self.touched:
+            return
+        needed: dict[Feed, int] = {}
+        for connection in lagging:
+            for feed in connection.audience.feeds:
+                needed[feed] = min(connection.position, needed.get(feed, connection.position))
+        for feed in list(self.touched):
+            feed.drop_through(needed.get(feed, feed.last))
+            if not feed.entries:
+                self.touched.discard(feed)
