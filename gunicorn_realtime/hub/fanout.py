@@ -91,6 +91,10 @@ class Audience:
     def is_empty(self) -> bool:
         return len(self.fds) == self.vacant and not self.joining
 
+    def members(self, start: int = 0, step: int = 1) -> list[Connection]:
+        """Return those who have kept up, or one of `step` of them, beginning with the one at `start`."""
+        return [self.connections[fd] for fd in self.fds[start::step] if fd != VACANT]
+
     def join(self, connection: Connection) -> None:
         """Take a connection that has everything up to its position, which is now or a moment ago."""
         if self.runs is not None:

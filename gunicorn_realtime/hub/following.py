@@ -144,9 +144,12 @@ class Following:
     def _read(self) -> None:
         subscription = self._subscription
         assert subscription is not None
-        turn_ends = time.perf_counter() + READ_SLICE
+        loop = gevent.get_hub().loop
+        turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
         while True:
             reply = subscription.read()
+            if loop.iteration != turn:  # the loop has had its turn while we waited
+                turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
             match reply:
                 case Received():
                     self._receive(reply.channel, reply.payload)
@@ -163,7 +166,6 @@ class Following:
                 self._drained.wait()
             if time.perf_counter() > turn_ends:
                 gevent.sleep(0)
-                turn_ends = time.perf_counter() + READ_SLICE
 
     def _receive(self, channel: str, payload: bytes) -> None:
         if channel == self.own_channel:

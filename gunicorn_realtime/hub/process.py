@@ -310,27 +310,25 @@ class Hub:
             elif lag and now - lag.since > self.settings.write_timeout:
                 self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
         self.fanout.forget(self.lagging)
-        for connection in list(self.connections.values()):
-            self._attend(connection, second, now)
+        for audience in list(self.audiences.values()):
+            self._attend(audience, second, now)
         self._forget_idle(now)
 
-    def _attend(self, connection: Connection, second: int, now: float) -> None:
-        engine = connection.audience.engine
-        if connection.lag is not None or connection.opening is not None:
-            return
-        if engine.timeout is not None and now - connection.opened > engine.timeout:
-            self.finish(connection)
+    def _attend(self, audience: Audience, second: int, now: float) -> None:
+        """Do what is due for those who have kept up."""
+        engine = audience.engine
+        if engine.timeout is not None:
+            for connection in audience.members():
+                if now - connection.opened > engine.timeout:
+                    self.finish(connection)
         elif engine.heartbeat is not None:
             # Each second those whose turn it is, so that not all get theirs at once.
             period = max(1, round(engine.heartbeat))
-            if second % period == connection.fd % period:
-                self._beat(connection, engine)
-
-    def _beat(self, connection: Connection, engine: Engine) -> None:
-        try:
-            connection.send(engine.beat())
-        except OSError as exc:
-            self.close(connection, left(exc))
+            for connection in audience.members((second + id(audience) // 64) % period, period):
+                try:
+                    connection.send(engine.beat())
+                except OSError as exc:
+                    self.close(connection, left(exc))
 
     def _forget_idle(self, now: float) -> None:
         awaited = {connection.audience for connection in self.opening}
