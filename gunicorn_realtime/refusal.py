@@ -15,14 +15,29 @@ RETRY = (1.0, 5.0)  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """A response instead of the application's, whose other headers (CORS, cookies) go along."""
+
     status: str
     headers: list[tuple[str, str]]
     body: bytes
 
-    def encode(self) -> bytes:
-        """Return the whole HTTP response, for a connection that is closed behind it."""
-        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers)]
-        return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + self.body
+    def replaces(self, header: str) -> bool:
+        """Tell whether the application's header of this name must not go along."""
+        return header.lower() in {"content-encoding", *(name.lower() for name, _ in self.headers)}
+
+    def encode(self, head: bytes) -> bytes:
+        """Return the whole HTTP response, for a connection that is closed behind it.
+
+        Args:
+            head: Status line and headers of the application's response.
+        """
+        version, *_ = head.partition(b" ")
+        lines = [b"%s %s" % (version, self.status.encode())]
+        for line in head.splitlines()[1:]:
+            if not self.replaces(line.partition(b":")[0].decode("latin-1")):
+                lines.append(line)
+        lines += [f"{name}: {value}".encode("latin-1") for name, value in self.headers]
+        return b"\r\n".join([*lines, b"Connection: close", b"", b""]) + self.body
 
 
 def refusal(engine: str, options: Mapping[str, Any]) -> Refusal:

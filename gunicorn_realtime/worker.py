@@ -35,7 +35,7 @@ from .plumbing.handover import HandBack, Handover
 from .plumbing.lines import Lines, receive
 from .plumbing.offload import ENVIRON_KEY, Offload
 from .pool import Pool
-from .refusal import refusal
+from .refusal import Refusal, refusal
 from .settings import Settings
 
 HEAD_END = b"\r\n\r\n"
@@ -47,6 +47,10 @@ STOP_LINGER = 1.0  # seconds
 # How long the arbiter waits for the hubs in all, when nothing is to be lost by being quick.
 HUBS_TIMEOUT = 5.0  # seconds
 
+# How long a client may take to close its side of a connection that has ended; gunicorn's own.
+CLOSE_LINGER = 2.0  # seconds
+CLOSE_LINGER_SIZE = 64 * 1024  # bytes that it may still send meanwhile
+
 # Unsent bytes that the kernel takes for one connection. More would hide from the hub how far
 # behind a client is, and 100 clients that read nothing would hold 400 MB.
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -57,7 +61,7 @@ _lines: Lines | None = None
 
 
 class Head:
-    """A request's head that is being waited for."""
+    """What is waited for on the poller: a request's head, or the end of a connection."""
 
     __slots__ = ("conn", "data", "deadline")
 
@@ -121,6 +125,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.settings = Settings.from_environ(os.environ)
         self.lines = arbiter_lines(self.cfg, self.settings)
         self.heads: dict[Head, None] = {}  # in the order of their deadlines
+        self.closing: dict[Head, None] = {}  # likewise; what their clients send is dropped
         self.current = threading.local()
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
         # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
@@ -198,10 +203,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _adopt(self, sock: socket.socket, client: Any, server: Any, data: bytes, *, req_count: int) -> None:
         conn = TConn(self.cfg, sock, client, server)
+        conn.close = partial(self._close, conn)
         self.nr_conns += 1
         conn.init()
         conn.parser.req_count = req_count
-        conn.parser.unreader.unread(data)
+        _unreader(conn).unread(data)
         self.enqueue_req(conn)
 
     def enqueue_req(self, conn: TConn) -> None:
@@ -248,7 +254,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _head_is_complete(self, head: Head) -> None:
         conn = head.conn
-        conn.parser.unreader.unread(bytes(head.data))
+        _unreader(conn).unread(bytes(head.data))
         conn.sock.setblocking(True)
         conn.data_ready = True
         super().enqueue_req(conn)
@@ -265,9 +271,49 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         head.conn.close()
 
+    def _close(self, conn: TConn, graceful: bool = False) -> None:
+        """Close a connection; if gracefully, wait for the client's end on the poller.
+
+        gunicorn 26 and newer wait for it in the main loop, where it holds up everybody (RFC 9112,
+        section 9.6, wants it: an early close could take the end of the response with it).
+        """
+        sock = conn.sock
+        try:
+            if graceful and self.alive:
+                sock.shutdown(socket.SHUT_WR)
+                sock.setblocking(False)
+                closing = Head(conn, b"", time.monotonic() + CLOSE_LINGER)
+                self.poller.register(sock, selectors.EVENT_READ, partial(self._on_closing_readable, closing))
+                self.closing[closing] = None
+                return
+        except OSError:
+            pass  # the client is gone
+        sock.close()
+
+    def _on_closing_readable(self, closing: Head, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        closing.data += data
+        if not data or len(closing.data) > CLOSE_LINGER_SIZE:
+            del self.closing[closing]
+            self._end_close(closing)
+
+    def _end_close(self, closing: Head) -> None:
+        self.poller.unregister(closing.conn.sock)
+        closing.conn.sock.close()
+
     def murder_keepalived(self, *args: Any, **kwargs: Any) -> None:
         super().murder_keepalived(*args, **kwargs)
         now = time.monotonic()
+        for closing in list(self.closing):
+            if closing.deadline > now and self.alive:
+                break
+            del self.closing[closing]
+            self._end_close(closing)
         for head in list(self.heads):
             deadline = head.deadline
             if not self.alive:
@@ -291,7 +337,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 result = super().handle(conn)
                 # Up to 26 a request that was read together with the one before it is left lying.
                 keep_alive = result[0] if isinstance(result, tuple) else result
-                if keep_alive is not True or HEAD_END not in conn.parser.unreader.buf.getvalue():
+                if keep_alive is not True or not self.is_plain_http or getattr(conn, "is_http2", False):
+                    return result
+                if HEAD_END not in _unreader(conn).buf.getvalue():
                     return result
         finally:
             self.current.conn = None
@@ -309,13 +357,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if response.status is None or response.headers_sent:
             raise RuntimeError("offload after start_response() and before the first byte of the body")
         if not self.is_plain_http or getattr(conn, "is_http2", False):
-            return _answer_instead(response, *NOT_IMPLEMENTED)
+            return _answer_instead(response, NOT_IMPLEMENTED)
         handover = Handover(
             offload,
             conn.client,
             conn.server,
             counted=not self._is_proxy(conn.client),
-            keep_alive=not response.should_close(),
+            keep_alive=not (response.should_close() or _declares_body(response.req)),
             head=_encode_head(response),
             rest=_take_bytes(conn),
         )
@@ -324,8 +372,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.lines.send(handover.frame(), [conn.sock.fileno()])
         except (OffloadRefused, TooLarge) as exc:
             self.log.warning("A connection was refused: %s", exc)
-            no = refusal(offload.engine, offload.options)
-            return _answer_instead(response, no.status, no.headers, no.body)
+            _unreader(conn).unread(handover.rest)
+            return _answer_instead(response, refusal(offload.engine, offload.options))
         _give_up(conn, response)
         return ()
 
@@ -340,7 +388,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return any(address in network for network in self.proxies)
 
 
-NOT_IMPLEMENTED = (
+NOT_IMPLEMENTED = Refusal(
     "501 Not Implemented",
     [("Content-Type", "text/plain")],
     b"This connection cannot be offloaded: gunicorn ends TLS or HTTP/2 itself. "
@@ -405,10 +453,26 @@ def _networks(addresses: Any) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netw
 
 def _take_bytes(conn: TConn) -> bytes:
     """Take what the parser has read beyond what it has parsed."""
-    unreader = conn.parser.unreader
+    unreader = _unreader(conn)
     data: bytes = unreader.buf.getvalue()
     unreader.buf = io.BytesIO()
     return data
+
+
+def _unreader(conn: Any) -> Any:
+    return conn.parser.unreader
+
+
+def _declares_body(request: Any) -> bool:
+    """Tell whether a body belongs to the request.
+
+    The application may not have read all of it, and what is left must not be taken for the
+    connection's next request.
+    """
+    return any(
+        name.upper() == "TRANSFER-ENCODING" or (name.upper() == "CONTENT-LENGTH" and value.strip() != "0")
+        for name, value in request.headers
+    )
 
 
 def _encode_head(response: Response) -> bytes:
@@ -452,12 +516,11 @@ def _give_up(conn: TConn, response: Response) -> None:
     sock.close()
 
 
-def _answer_instead(
-    response: Response, status: str, headers: list[tuple[str, str]], body: bytes
-) -> Iterable[bytes]:
+def _answer_instead(response: Response, refusal: Refusal) -> Iterable[bytes]:
     """Replace a response that has not begun."""
+    kept = [(name, value) for name, value in response.headers if not refusal.replaces(name)]
     response.status = None
     response.headers = []
     response.response_length = None
-    response.start_response(status, headers)
-    return [body]
+    response.start_response(refusal.status, kept + refusal.headers)
+    return [refusal.body]

@@ -68,9 +68,12 @@ def make_engine(name: str, options: Mapping[str, Any]) -> Engine:
     """Return the engine of that name.
 
     Raises:
-        ProtocolError: There is none.
+        ProtocolError: There is none, or it cannot take these options.
     """
     if name not in NAMES:
         raise ProtocolError(f"there is no engine {name!r}; there are {', '.join(NAMES)}")
-    engine: Engine = import_module(f".{name}", __package__).ENGINE(options)
+    try:
+        engine: Engine = import_module(f".{name}", __package__).ENGINE(options)
+    except (TypeError, ValueError) as exc:
+        raise ProtocolError(f"engine {name!r} cannot take the options {dict(options)}: {exc}") from exc
     return engine

@@ -37,7 +37,7 @@ class Poll(Engine):
 
     def open(self, connection: Connection, handover: Handover) -> None:
         self.handovers[connection] = handover
-        self.requests[connection] = handover.rest
+        self.requests[connection] = handover.rest + self.requests.get(connection, b"")
         connection.send(handover.head + (b"" if handover.keep_alive else b"Connection: close\r\n"))
 
     def encode(self, message: Message) -> bytes:
@@ -50,7 +50,7 @@ class Poll(Engine):
                 connection.send(b"Content-Length: 0\r\n\r\n")
             except OSError:
                 handover = replace(handover, keep_alive=False)
-        if handover.keep_alive:
+        if handover.keep_alive and connection.lag is None:
             connection.hub.hand_back(connection, handover, rest)
         else:
             connection.hub.close(connection, "answered")
@@ -62,7 +62,8 @@ class Poll(Engine):
         if connection.received > MAX_RECEIVED:
             connection.hub.close(connection, f"the client sent more than {MAX_RECEIVED} bytes")
         else:
-            self.requests[connection] += data
+            # It may come before the connection is open.
+            self.requests[connection] = self.requests.get(connection, b"") + data
 
     def left(self, connection: Connection) -> None:
         self.handovers.pop(connection, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..plumbing.handover import Handover
-    from .feed import Audience
+    from .fanout import Audience
     from .process import Hub
 
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
@@ -113,22 +113,21 @@ class Connection:
 
     def _take_next(self, lag: Lag) -> None:
         """Take the next messages from the feeds, or stop lagging if there are none."""
+        if self.is_answered:
+            self._stop_lagging(lag)
+            self.hub.finish(self)
+            return
         if self.has_fallen_off:
             self.hub.close(self, "slow client")
             return
         data, position = self.audience.batch(self.position)
-        if data and not (self.audience.engine.is_one_shot and self.messages):
+        if data:
             self.messages += self._count(position)
             self.position = position
             lag.data, lag.sent = data, 0
             return
         self._stop_lagging(lag)
-        if self.opening is not None:
-            return
-        if self.audience.engine.is_one_shot and self.messages:
-            self.hub.finish(self)
-        else:
-            self.audience.join(self)
+        self.audience.join(self)
 
     def _count(self, position: int) -> int:
         return sum(key <= position for key, _ in self.audience.after(self.position))
@@ -136,6 +135,9 @@ class Connection:
     def catch_up(self) -> None:
         """Get what has come since `position`, then join the others."""
         while self.lag is None:
+            if self.is_answered:
+                self.hub.finish(self)
+                return
             data, position = self.audience.batch(self.position)
             if not data:
                 self.audience.join(self)
@@ -155,9 +157,14 @@ class Connection:
         self.hub.lagging.pop(self, None)
 
     @property
+    def is_answered(self) -> bool:
+        """It came for one message, and that is in its hands or on its way. Asked outside the array."""
+        return self.audience.engine.is_one_shot and self.messages > 0
+
+    @property
     def has_fallen_off(self) -> bool:
-        """Messages that it has not had are no longer there."""
-        return self.lag is not None and self.position < self.audience.floor
+        """It lags, and messages that it has not had are no longer there."""
+        return self.lag is not None and self.position < self.audience.floor and not self.is_answered
 
     def on_readable(self) -> None:
         try:

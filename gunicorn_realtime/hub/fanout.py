@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..bus.message import Message
-from .feed import Entry, Feed
+from .feed import Entry, Feed, cost
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
@@ -81,11 +81,11 @@ class Audience:
 
     @property
     def last(self) -> int:
-        return max([feed.last for feed in self.feeds])
+        return max([feed.last for feed in self.feeds], default=0)
 
     @property
     def floor(self) -> int:
-        return max([feed.floor for feed in self.feeds])
+        return max([feed.floor for feed in self.feeds], default=0)
 
     @property
     def is_empty(self) -> bool:
@@ -151,6 +151,9 @@ class Audience:
         if self.runs is not None:
             return False
         self.runs = [(len(self.fds), position)]
+        if self.fds:
+            # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
+            self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
         return True
 
     def serve(self, deadline: float, ended: Ended) -> bool:
@@ -169,6 +172,9 @@ class Audience:
                 self.runs.append((turns, key))
             start, self.cursor = self.cursor, (self.cursor + turns) % len(self.fds)
             self._write(start, start + turns, data, ended)
+            if self.cursor == 0 and self.joining:
+                # While messages come faster than they are sent, a broadcast does not end.
+                self._serve_joining()
             if perf_counter() > deadline:
                 return False
         self._settle()
@@ -186,14 +192,17 @@ class Audience:
                 sent = 0
             except OSError as exc:
                 if fd != VACANT:
-                    ended.append((self.connections[fd], exc))
+                    connection = self.connections[fd]
+                    self.leave(connection)
+                    connection.bytes -= size
+                    ended.append((connection, exc))
                 continue
             if sent == size:
                 continue
             self.connections[fd].start_lagging(data, sent)
         if self.engine.is_one_shot:
             for connection in [self.connections[fd] for fd in fds if fd != VACANT]:
-                if connection.lag is None:
+                if connection.index >= 0:  # it is neither gone nor lagging
                     self.leave(connection)
                     ended.append((connection, None))
 
@@ -205,9 +214,10 @@ class Audience:
             index = self.fds.index(VACANT, index)
             self._take_out(index)
             self.vacant -= 1
-        if self.fds:
-            # Whoever was first is not first again.
-            self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
+        self._batch, self._batch_position = (b"", -1), -1  # an idle audience holds no message
+        self._serve_joining()
+
+    def _serve_joining(self) -> None:
         joining, self.joining = self.joining, []
         for connection in joining:
             connection.catch_up()
@@ -232,7 +242,7 @@ class Audience:
         if len(entries) == 1 or (entries and self.engine.is_one_shot):
             key, message = entries[0]
             return self._encoded(message), key
-        parts = []
+        parts: list[bytes] = []
         size = 0
         for key, message in entries:
             part = self._encoded(message)
@@ -271,7 +281,7 @@ class Fanout:
         self.key += 1
         feed.append(self.key, message, self.feed_size)
         self.touched.add(feed)
-        self.backlog_size += len(message.data)
+        self.backlog_size += cost(message)
         for audience in feed.audiences:
             if audience.wake(message, before):
                 self.queue.append(audience)
@@ -288,8 +298,10 @@ class Fanout:
         """Serve audiences for the time of one slice; there is more to do while `queue` is not empty."""
         deadline = perf_counter() + SLICE
         ended: Ended = []
-        while self.queue and self.queue[0].serve(deadline, ended):
-            self.queue.popleft()
+        while self.queue:
+            audience = self.queue.popleft()
+            if not audience.serve(deadline, ended):
+                self.queue.append(audience)  # behind the others: it may never be done
             if perf_counter() > deadline:
                 break
         if not self.queue:

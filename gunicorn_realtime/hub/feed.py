@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 # is the key of the last message that somebody has.
 Entry = tuple[int, Message]
 
+# A message's objects, without its data.
+OVERHEAD = 500  # bytes
+
+
+def cost(message: Message) -> int:
+    """Return what a message takes, in bytes: also empty ones add up."""
+    return len(message.data) + OVERHEAD
+
 
 class Feed:
     """One channel's messages, in the order of their keys, while somebody still needs them."""
@@ -34,11 +42,11 @@ class Feed:
     def __init__(self, channel: str, last: int) -> None:
         self.channel = channel
         self.entries: deque[Entry] | None = None  # made with the first message
-        self.size = 0  # bytes of data
+        self.size = 0  # bytes that the messages take
         self.last = last  # key of the newest message
         self.floor = last  # key of the newest message that was dropped
         self.audiences: list[Audience] = []
-        self.waiting: list[Connection] = []  # to be opened when the bus has confirmed
+        self.waiting: dict[Connection, None] = {}  # to be opened when the bus has confirmed
         self.is_confirmed = False
         self.idle_since: float | None = None
 
@@ -47,7 +55,7 @@ class Feed:
             self.entries = deque()
         self.entries.append((key, message))
         self.last = key
-        self.size += len(message.data)
+        self.size += cost(message)
         while self.size > max_size and len(self.entries) > 1:
             self._drop_oldest()
 
@@ -73,4 +81,4 @@ class Feed:
     def _drop_oldest(self) -> None:
         assert self.entries
         self.floor, message = self.entries.popleft()
-        self.size -= len(message.data)
+        self.size -= cost(message)

@@ -132,9 +132,9 @@ class Following:
         subscription.connect()
         self._subscribe.clear()
         self._unsubscribe.clear()
-        subscription.subscribe([self.own_channel, self.address.hubs_channel, *self.feeds])
         self.canary_seen = time.monotonic()
-        self._subscription = subscription
+        self._subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
+        subscription.subscribe([self.own_channel, self.address.hubs_channel, *self.feeds])
 
     def _disconnect(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -9,7 +9,7 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import gevent
@@ -19,15 +19,15 @@ from gevent import monkey
 from ..bus.address import BusAddress
 from ..bus.message import Message
 from ..engines.base import Engine, make_engine
-from ..errors import OffloadRefused, ProtocolError
+from ..errors import OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import receive
 from ..refusal import refusal
 from ..settings import Settings
-from .connection import Connection, left
+from .connection import READ, Connection, left
 from .fanout import Audience, Fanout
-from .feed import Feed
+from .feed import OVERHEAD, Feed
 from .following import Following
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ LINGER = 30.0  # seconds
 
 # Descriptors that are not clients': the bus, logs, the local bus's clients, those in flight.
 SPARE_DESCRIPTORS = 256
+
+# What macOS grants when it says that there is no limit.
+MACOS_OPEN_MAX = 10240
 
 
 class Hub:
@@ -66,6 +69,7 @@ class Hub:
         self.hand.setblocking(False)
         self.back = blocking_socket(fileno=back)
         self.back.setblocking(False)
+        self.hand_watcher = self.loop.io(self.hand.fileno(), READ)
         self.lifeline = lifeline
         self.capacity = _capacity(settings)
         self.connections: dict[int, Connection] = {}
@@ -75,24 +79,25 @@ class Hub:
         self.engines: dict[tuple[str, str], Engine] = {}
         self.audiences: dict[tuple[Engine, tuple[Feed, ...]], Audience] = {}
         self.followings: dict[BusAddress, Following] = {}
+        self.announced: BusAddress | None = None  # the bus of the application as it is now
         # Twice the largest message: the newest one never pushes out what is being sent.
-        self.fanout = Fanout(max(settings.feed_size, 2 * settings.message_size))
+        self.fanout = Fanout(max(settings.feed_size, 2 * (settings.message_size + OVERHEAD)))
         self.is_stopping = False
+        self.told: set[Connection] = set()  # those who have been sent their goodbye
         self.stopped = gevent.event.Event()
         self.slice_timer = self.loop.timer(0)
         self.slice_is_due = False
 
     def run(self) -> None:
         """Serve until the arbiter says stop or is gone, then let the clients go."""
-        hand_watcher = self.loop.io(self.hand.fileno(), 1)
-        hand_watcher.start(self._guarded(self._take_handovers))
-        lifeline_watcher = self.loop.io(self.lifeline, 1)
+        self.hand_watcher.start(self._take_handovers)
+        lifeline_watcher = self.loop.io(self.lifeline, READ)
         lifeline_watcher.start(self.stop)
         clock = gevent.spawn(self._keep_time)
         self.stopped.wait()
         lifeline_watcher.stop()
         self._drain()
-        hand_watcher.stop()
+        self.hand_watcher.stop()
         clock.kill()
         for following in self.followings.values():
             following.close()
@@ -112,17 +117,23 @@ class Hub:
             except OffloadRefused as exc:
                 logger.error("%s", exc)
                 continue
+            if not data:  # no worker lives, and neither does the arbiter
+                self.hand_watcher.stop()
+                return
             try:
                 self._take(Frame.decode(data), fds)
             except ProtocolError as exc:
                 logger.error("A worker sent what this hub cannot read: %s", exc)
-                for fd in fds:
-                    os.close(fd)
+                _close(fds)
+            except Exception:
+                logger.exception("A handover failed")
+                _close(fd for fd in fds if fd not in self.connections)
 
     def _take(self, frame: Frame, fds: list[int]) -> None:
         match frame.kind:
             case Kind.ANNOUNCE:
-                self._following(announced_bus(frame))
+                self.announced = announced_bus(frame)
+                self._following(self.announced)
             case Kind.HANDOVER:
                 handover = Handover.from_frame(frame)
                 engine = self._engine(handover)
@@ -140,7 +151,10 @@ class Hub:
             _refuse(fd, handover)
             return
         following = self._following(handover.offload.bus)
-        feeds = tuple(following.follow(channel, self.fanout.key) for channel in handover.offload.channels)
+        followed = [
+            following.follow(channel.name, self.fanout.key) for channel in handover.offload.followed
+        ]
+        feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
         connection = Connection(self, fd, self._audience(engine, feeds), address, handover)
         self.connections[fd] = connection
         if address:
@@ -151,7 +165,7 @@ class Hub:
             return
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         for feed in unconfirmed:
-            feed.waiting.append(connection)
+            feed.waiting[connection] = None
 
     def _reason_to_refuse(self, address: str) -> str | None:
         if self.is_stopping:
@@ -165,18 +179,28 @@ class Hub:
 
     def _open(self, connection: Connection) -> None:
         """Its channels are followed: from here on it gets what is published."""
-        handover, connection.opening = connection.opening, None
-        self.opening.pop(connection, None)
-        if handover is None or connection.fd < 0:
+        handover = self._wait_no_longer(connection)
+        if handover is None:
             return
         connection.position = self.fanout.key
         try:
             connection.audience.engine.open(connection, handover)
         except OSError as exc:
             self.close(connection, left(exc))
-            return
-        if connection.lag is None:
-            connection.audience.join(connection)
+        except Exception:
+            logger.exception("A connection could not be opened")
+            self.close(connection, "it could not be opened")
+        else:
+            if connection.lag is None:
+                connection.audience.join(connection)
+
+    def _wait_no_longer(self, connection: Connection) -> Handover | None:
+        handover, connection.opening = connection.opening, None
+        if handover is not None:
+            self.opening.pop(connection, None)
+            for feed in connection.audience.feeds:
+                feed.waiting.pop(connection, None)
+        return handover
 
     def _engine(self, handover: Handover) -> Engine:
         offload = handover.offload
@@ -213,8 +237,7 @@ class Hub:
 
     def confirm(self, feed: Feed) -> None:
         feed.is_confirmed = True
-        waiting, feed.waiting = feed.waiting, []
-        for connection in waiting:
+        for connection in list(feed.waiting):
             if all(feed.is_confirmed for feed in connection.audience.feeds):
                 self._open(connection)
 
@@ -241,7 +264,11 @@ class Hub:
     def finish(self, connection: Connection) -> None:
         """End a connection that came for one message, in its engine's way."""
         connection.audience.leave(connection)
-        connection.audience.engine.finish(connection)
+        try:
+            connection.audience.engine.finish(connection)
+        except Exception:
+            logger.exception("A connection could not be ended in its engine's way")
+            self.close(connection, "it could not be finished")
 
     def close(self, connection: Connection, reason: str) -> None:
         """End a connection and write its line into the log."""
@@ -257,7 +284,7 @@ class Hub:
         reason = "handed back"
         try:
             socket.send_fds(self.back, [frame.encode()], [fd])
-        except OSError as exc:
+        except (OSError, TooLarge) as exc:
             reason = f"could not be handed back: {exc}"
         os.close(fd)
         self._log_end(connection, reason)
@@ -266,7 +293,7 @@ class Hub:
         audience = connection.audience
         audience.leave(connection)
         del self.connections[connection.fd]
-        self.opening.pop(connection, None)
+        self._wait_no_longer(connection)
         if connection.address:
             self.per_address[connection.address] -= 1
             if not self.per_address[connection.address]:
@@ -331,7 +358,8 @@ class Hub:
                     self.close(connection, left(exc))
 
     def _forget_idle(self, now: float) -> None:
-        awaited = {connection.audience for connection in self.opening}
+        # Those who open or lag have no place in their audience, but come back to it.
+        awaited = {connection.audience for connection in (*self.opening, *self.lagging)}
         for key, audience in list(self.audiences.items()):
             if audience.is_empty and audience.runs is None and audience not in awaited:
                 del self.audiences[key]
@@ -339,8 +367,13 @@ class Hub:
                     feed.audiences.remove(audience)
                     if not feed.audiences:
                         feed.idle_since = now
-        for following in self.followings.values():
+        for address, following in list(self.followings.items()):
             following.unfollow_idle(now - LINGER)
+            if not following.feeds and address != self.announced:
+                del self.followings[address]
+                following.close()
+        used = {audience.engine for audience in self.audiences.values()}
+        self.engines = {key: engine for key, engine in self.engines.items() if engine in used}
 
     # The end.
 
@@ -361,35 +394,29 @@ class Hub:
             self.close(connection, "the hub stopped")
 
     def _say_goodbye(self, connection: Connection) -> None:
+        if connection.fd < 0:
+            return  # it has left while others were told
         if connection.opening is not None:
             opening = connection.opening
             _refuse(self._remove(connection), opening)
             return
-        try:
-            connection.send(connection.audience.engine.goodbye())
-        except OSError:
-            pass
+        if connection not in self.told:
+            self.told.add(connection)
+            try:
+                connection.send(connection.audience.engine.goodbye())
+            except OSError:
+                pass
         if connection.lag is None:
             self.close(connection, "the hub stopped")
-
-    def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Return the callback such that its failure ends no more than itself."""
-
-        def call() -> None:
-            try:
-                callback()
-            except Exception:
-                logger.exception("A handover failed")
-
-        return call
 
 
 def _capacity(settings: Settings) -> int:
     """Raise the open-file limit as far as we may; return how many clients fit below it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
+    most = MACOS_OPEN_MAX if hard == resource.RLIM_INFINITY else hard
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
     possible = max(1, soft - SPARE_DESCRIPTORS)
     if not settings.connections:
         return possible
@@ -405,7 +432,12 @@ def _address(handover: Handover) -> str:
 
 def _refuse(fd: int, handover: Handover) -> None:
     try:
-        os.write(fd, refusal(handover.offload.engine, handover.offload.options).encode())
+        os.write(fd, refusal(handover.offload.engine, handover.offload.options).encode(handover.head))
     except OSError:
         pass
     os.close(fd)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

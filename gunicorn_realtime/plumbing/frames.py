@@ -69,6 +69,9 @@ class Frame:
             raise ProtocolError(f"a frame of {len(data)} bytes says that it has {head_end}")
         try:
             fields = json.loads(data[HEADER.size : fields_end])
-            return cls(Kind(kind), fields, data[fields_end:head_end], data[head_end:])
-        except ValueError as exc:
+            kind = Kind(kind)
+        except (ValueError, RecursionError) as exc:
             raise ProtocolError(f"a frame cannot be read: {exc}") from None
+        if not isinstance(fields, dict):
+            raise ProtocolError("a frame's fields are not a JSON object")
+        return cls(kind, fields, data[fields_end:head_end], data[head_end:])

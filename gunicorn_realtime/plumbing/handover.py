@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from ..bus.address import BusAddress
+from ..bus.channel import Channel, SlowClient
 from ..errors import ProtocolError
 from .frames import Frame, Kind
 from .offload import Offload
@@ -39,7 +40,8 @@ class Handover:
     def frame(self) -> Frame:
         fields = {
             "engine": self.offload.engine,
-            "channels": self.offload.channels,
+            "channels": [astuple(channel) for channel in self.offload.followed],
+            "cursor": self.offload.cursor,
             "bus": [self.offload.bus.url, self.offload.bus.prefix],
             "options": self.offload.options,
             "client": self.client,
@@ -54,7 +56,11 @@ class Handover:
         fields = frame.fields
         try:
             offload = Offload(
-                fields["engine"], tuple(fields["channels"]), BusAddress(*fields["bus"]), fields["options"]
+                fields["engine"],
+                tuple(_channel(*channel) for channel in fields["channels"]),
+                BusAddress(*fields["bus"]),
+                fields["options"],
+                fields["cursor"],
             )
             return cls(
                 offload,
@@ -65,7 +71,7 @@ class Handover:
                 frame.head,
                 frame.rest,
             )
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(f"a handover lacks {exc}") from None
 
 
@@ -84,7 +90,7 @@ class HandBack:
     def from_frame(cls, frame: Frame) -> HandBack:
         try:
             return cls(_address(frame.fields["client"]), _address(frame.fields["server"]), frame.rest)
-        except KeyError as exc:
+        except (KeyError, TypeError) as exc:
             raise ProtocolError(f"a hand-back lacks {exc}") from None
 
 
@@ -97,6 +103,10 @@ def announced_bus(frame: Frame) -> BusAddress:
         return BusAddress(*frame.fields["bus"])
     except (KeyError, TypeError) as exc:
         raise ProtocolError(f"an announcement lacks {exc}") from None
+
+
+def _channel(name: str, history: int, ttl: float, slow_client: str) -> Channel:
+    return Channel(name, history, ttl, SlowClient(slow_client))
 
 
 def _address(value: Any) -> Address:

@@ -169,10 +169,10 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_DGRAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
     pair = socket.socketpair(socket.AF_UNIX, kind)
     for end in pair:
-        try:
-            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, QUEUE_SIZE)
-        except OSError:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_SIZE)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_SIZE)
+        if sys.platform == "linux":
+            with contextlib.suppress(PermissionError):
+                end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, QUEUE_SIZE)
     return pair
 
 

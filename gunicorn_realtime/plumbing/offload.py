@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bus.address import BusAddress
+from ..bus.channel import Channel
 
 # The WSGI extension. An application calls start_response(), then returns what this gives as its
 # body: `environ["gunicorn_realtime.offload"](Offload("sse", ("news",), bus))`.
@@ -19,12 +20,20 @@ class Offload:
 
     Args:
         engine: A module of `gunicorn_realtime.engines`: "sse".
-        channels: Names on the bus, prefix included (`BusAddress.channel` makes them).
+        channels: What it follows; a bare name is a channel without history.
         bus: Where the channels are.
         options: The engine's own, JSON-able; see its module.
+        cursor: The position that a returning client says it has reached.
     """
 
     engine: str
-    channels: tuple[str, ...]
+    channels: tuple[str | Channel, ...]
     bus: BusAddress
     options: Mapping[str, Any] = field(default_factory=dict)
+    cursor: str | None = None
+
+    @property
+    def followed(self) -> tuple[Channel, ...]:
+        return tuple(
+            channel if isinstance(channel, Channel) else Channel(channel) for channel in self.channels
+        )

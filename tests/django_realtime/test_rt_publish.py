@@ -60,6 +60,13 @@ def test_an_event_with_a_name(news):
     assert news.next().event == "said"
 
 
+def test_options_may_stand_between_channel_and_data(news):
+    rt_publish("news", "--event", "said", "hello")
+
+    event = news.next()
+    assert (event.event, event.data) == ("said", b"hello")
+
+
 def test_json_is_published_compactly(news):
     rt_publish("news", '{ "a" : [1, "\\u00fc"] }', "--json")
 

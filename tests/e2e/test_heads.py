@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from tests.clients import connect, http_get
@@ -72,3 +74,27 @@ def test_slow_head_on_a_kept_alive_connection_holds_no_thread(plain):
         client.sendall(HALF_A_HEAD)
 
         assert http_get(server.address, "/").body == b"pong"
+
+
+def test_clients_that_do_not_close_their_side_delay_nobody(plain):
+    server = plain("--threads", "2")
+
+    with ExitStack() as stack:
+        for _ in range(5):
+            client = stack.enter_context(connect(server.address))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            received = b""
+            while not received.endswith(b"pong"):
+                received += client.recv(4096)
+        # gunicorn's own main loop would wait 2 s for each of the five in turn.
+        assert http_get(server.address, "/", timeout=5).body == b"pong"
+
+
+def test_answer_to_a_client_that_still_sends_arrives_whole(plain):
+    server = plain()
+
+    with connect(server.address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+        client.sendall(b"x" * 10_000)  # more than it said
+
+        assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"hello")

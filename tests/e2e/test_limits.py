@@ -39,6 +39,16 @@ def test_hub_holds_no_more_connections_than_it_may(plain, publish):
         client.close()
 
 
+def test_refusal_keeps_the_applications_other_headers(plain):
+    """Without its CORS headers an EventSource of another origin would not come back."""
+    server = plain(env={"GUNICORN_REALTIME_CONNECTIONS": "1"})
+
+    with SSEClient(server.address, "/sse/news"), SSEClient(server.address, "/sse/news") as refused:
+        assert_refused(refused)
+        assert refused.headers["Set-Cookie"] == "a=b"
+        assert refused.headers.get_all("Content-Type") == ["text/event-stream"]
+
+
 def test_refused_poll_is_told_when_to_come_back(plain):
     server = plain(env={"GUNICORN_REALTIME_CONNECTIONS": "1"})
 

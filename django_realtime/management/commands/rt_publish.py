@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from django.core.management.base import BaseCommand, CommandError, OutputWrapper
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 
 from django_realtime.checks import TAG
 from django_realtime.conf import conf
@@ -23,6 +23,12 @@ PROGRESS_INTERVAL = 0.1  # seconds
 class Command(BaseCommand):
     help = "Publish messages to a channel: the argument, a file, or each line of standard input."
     requires_system_checks = (TAG,)
+
+    def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(*args, **kwargs)
+        # `rt_publish news --event x DATA`: before Python 3.12 plain parsing takes DATA for absent there.
+        parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
+        return parser
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("channel", help="the channel's name, without the site's prefix")
