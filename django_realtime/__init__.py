@@ -11,6 +11,7 @@ from gunicorn_realtime.errors import (
     TooLarge,
 )
 
+from .clock import cursor
 from .publishing import MessageId, apublish, publish, publish_many
 from .views import sse
 
@@ -24,6 +25,7 @@ __all__ = [
     "RealtimeError",
     "TooLarge",
     "apublish",
+    "cursor",
     "publish",
     "publish_many",
     "sse",

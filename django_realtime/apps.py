@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 
 import gunicorn_realtime
 
-from . import __version__, checks
+from . import __version__, checks, clock
 from .conf import conf
 from .inline import own_bus_of_development_server
 
@@ -18,6 +18,8 @@ class RealtimeConfig(AppConfig):
     def ready(self) -> None:
         check_version()
         checks.register_all()
+        request_started.connect(clock.note_request_started)
+        request_finished.connect(clock.forget_request)
         request_started.connect(own_bus_of_development_server)
         if not checks.check_address():
             gunicorn_realtime.announce(conf.bus)

@@ -6,11 +6,14 @@ browser tests; nobody would run a site on them.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -19,16 +22,26 @@ from django.core.signals import setting_changed
 from django.db import connections
 
 from gunicorn_realtime.bus.address import BusAddress
-from gunicorn_realtime.bus.client import Received, Subscribed, Subscription
+from gunicorn_realtime.bus.channel import Channel, SlowClient
+from gunicorn_realtime.bus.client import Clock, Publisher, Received, Subscribed, Subscription
 from gunicorn_realtime.bus.local import LocalBus, own_local_bus
 from gunicorn_realtime.bus.message import Message, decode
-from gunicorn_realtime.engines.base import make_engine
+from gunicorn_realtime.engines.base import Engine, make_engine
 from gunicorn_realtime.errors import BusUnavailable, ProtocolError
 from gunicorn_realtime.plumbing.offload import Offload
+from gunicorn_realtime.protocols import sse
 
 from .conf import conf
+from .publishing import publisher
 
 logger = logging.getLogger(__name__)
+
+CURSOR = re.compile(r"([0-9A-Za-z]{1,32})-([0-9]{1,16})")
+
+# Clocks of a bus and its replicas differ a little; an id further ahead was not given by this bus.
+MAX_AHEAD = 1_000_000  # microseconds
+
+PAGE_SIZE = 256  # messages of each channel
 
 
 def serves_inline(environ: Mapping[str, Any]) -> bool:
@@ -47,24 +60,27 @@ def stream(offload: Offload) -> Iterator[bytes]:
     _warn_once()
     _close_database_connections()
     engine = make_engine(offload.engine, offload.options)
+    names = {channel.name for channel in offload.followed}
     try:
         _own_bus(offload.bus)
         with closing(Subscription(offload.bus, conf.bus_timeout)) as subscription:
-            early = _follow(subscription, offload)
+            early = _follow(subscription, names, offload.bus)
+            missed, position = _replay(engine, offload)
             yield engine.goodbye() + engine.beat()  # sends the head, and for SSE says when to return
-            yield from map(engine.encode, _decoded(early))
+            yield from missed
+            yield from _encoded(engine, early, position)
             while True:
                 match subscription.read(timeout=engine.heartbeat):
                     case None:
                         yield engine.beat()
-                    case Received(channel) as received if channel in offload.channels:
-                        yield from map(engine.encode, _decoded([received]))
+                    case Received(channel) as received if channel in names:
+                        yield from _encoded(engine, [received], position)
     except BusUnavailable as exc:
-        logger.warning("no stream of %s, or no longer: %s", ", ".join(offload.channels), exc)
+        logger.warning("no stream of %s, or no longer: %s", ", ".join(names), exc)
         yield engine.goodbye()
 
 
-def _follow(subscription: Subscription, offload: Offload) -> list[Received]:
+def _follow(subscription: Subscription, names: Collection[str], bus: BusAddress) -> list[Received]:
     """Subscribe and wait until that is confirmed, so that who sees the stream open misses nothing.
 
     Returns:
@@ -74,7 +90,7 @@ def _follow(subscription: Subscription, offload: Offload) -> list[Received]:
         BusUnavailable: Not confirmed in time.
     """
     # A development server counts as a hub: `rt_publish` asks who follows this channel.
-    missing = {*offload.channels, offload.bus.hubs_channel}
+    missing = {*names, bus.hubs_channel}
     deadline = time.monotonic() + conf.bus_timeout
     early = []
     subscription.connect()
@@ -83,19 +99,102 @@ def _follow(subscription: Subscription, offload: Offload) -> list[Received]:
         match subscription.read(timeout=max(0.0, deadline - time.monotonic())):
             case Subscribed(channel):
                 missing.discard(channel)
-            case Received(channel) as received if channel in offload.channels:
+            case Received(channel) as received if channel in names:
                 early.append(received)
             case None:
                 raise BusUnavailable(f"no answer to SUBSCRIBE within {conf.bus_timeout:g} s")
     return early
 
 
-def _decoded(messages: Iterable[Received]) -> Iterator[Message]:
+def _encoded(engine: Engine, messages: Iterable[Received], position: int) -> Iterator[bytes]:
+    """Yield messages but those that the client has from the history."""
     for received in messages:
         try:
-            yield decode(received.channel, received.payload)
+            message = decode(received.channel, received.payload)
         except ProtocolError as exc:
             logger.warning("a message on %s was dropped: %s", received.channel, exc)
+        else:
+            if message.stamp is None or message.stamp.id > position:
+                yield engine.encode(message)
+
+
+def _replay(engine: Engine, offload: Offload) -> tuple[list[bytes], int]:
+    """Return what the channels' history has for the client, and the position behind it.
+
+    A client that returns gets what came after its cursor; of a channel whose rule is `latest` any
+    client gets the newest message, unless it has it.
+    """
+    channels = {channel.name: channel for channel in offload.followed if channel.history}
+    if not channels:
+        return [], 0
+    client = publisher(offload.bus)
+    clock = client.read_clock()
+    after = _parse_cursor(offload.cursor, clock) if offload.cursor else None
+    if after is not None:
+        history = _read_history(client, channels, after)
+        # Who wants the latest message misses none of those before it.
+        missed = {
+            name for name in history.gaps if not (_is_latest(channels[name]) and history.messages[name])
+        }
+        reason = "expired"
+    else:
+        after = clock.id
+        history = _read_history(client, channels, 0)
+        missed = set(channels) if offload.cursor else set()
+        reason = "unknown cursor"
+    messages: list[Message] = []
+    for name, found in history.messages.items():
+        is_latest = _is_latest(channels[name])
+        messages += found[-1:] if is_latest else [message for message in found if _id(message) > after]
+    messages.sort(key=_id)
+    encoded = [engine.encode(message) for message in messages]
+    if missed:
+        # Just before what follows, so that who is cut here returns to it.
+        cursor = replace(clock, id=_id(messages[0]) - 1 if messages else history.position).cursor
+        encoded.insert(0, _reset(missed, reason, cursor, offload.bus))
+    return encoded, history.position
+
+
+def _is_latest(channel: Channel) -> bool:
+    return channel.slow_client is SlowClient.LATEST
+
+
+def _parse_cursor(cursor: str, clock: Clock) -> int | None:
+    """Return the cursor's id; None if this bus has not given it."""
+    match = CURSOR.fullmatch(cursor)
+    if match is None or match[1] != clock.epoch or int(match[2]) > clock.id + MAX_AHEAD:
+        return None
+    return int(match[2])
+
+
+@dataclass
+class _History:
+    messages: dict[str, list[Message]]
+    gaps: set[str] = field(default_factory=set)
+    position: int = 0
+
+
+def _read_history(client: Publisher, channels: Mapping[str, Channel], after: int) -> _History:
+    history = _History({name: [] for name in channels})
+    while True:
+        page = client.read_after(list(channels.values()), after, PAGE_SIZE)
+        for name, log in page.logs.items():
+            history.messages[name] += [message for message in log.entries if _id(message) <= page.bound]
+            if log.floor > after:
+                history.gaps.add(name)
+        history.position = after = page.bound
+        if page.bound >= page.clock.id:
+            return history
+
+
+def _id(message: Message) -> int:
+    return message.stamp.id if message.stamp else 0
+
+
+def _reset(channels: Collection[str], reason: str, cursor: str, bus: BusAddress) -> bytes:
+    names = sorted(name.removeprefix(bus.prefix) for name in channels)
+    data = json.dumps({"channels": names, "reason": reason}, ensure_ascii=False)
+    return sse.encode_event(data.encode(), event="reset", id=cursor)
 
 
 @cache

@@ -15,18 +15,15 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gunicorn_realtime.bus.address import BusAddress
-from gunicorn_realtime.bus.client import Publisher
-from gunicorn_realtime.bus.message import encode
+from gunicorn_realtime.bus.client import Outgoing, Publisher
 from gunicorn_realtime.errors import BusUnavailable, TooLarge
 
 from .conf import conf
 
 logger = logging.getLogger(__name__)
 
+# A cursor: a client that names it has this message and all before it. Opaque to clients.
 MessageId = str
-
-# A message as the bus takes it: the channel's name there, and the payload.
-Encoded = tuple[str, bytes]
 
 # A name, not content.
 MAX_EVENT_SIZE = 200  # bytes
@@ -43,14 +40,14 @@ def publish(
 
     Args:
         channel: Its name, 1 to 200 bytes.
-        data: Text, bytes, or what Django's JSON encoder takes; with the event's name at most
+        data: Text, bytes, or what Django's JSON encoder takes; at most
             `REALTIME["MAX_MESSAGE_SIZE"]` bytes.
         event: SSE event type (WHATWG HTML, section 9.2), one line.
         using: The database whose transaction counts.
         immediately: Do not wait for the commit.
 
     Returns:
-        The message's id if its channel keeps history, which none does yet: None.
+        The message's id; None if it waits for the commit, or its channel keeps no history.
 
     Raises:
         TypeError: `data` can't be encoded.
@@ -80,13 +77,12 @@ def publish_many(
         What `publish` returns, for each message.
     """
     bus = conf.bus
-    encoded = [_encode(bus, *message) for message in messages]
+    outgoing = [_encode(*message) for message in messages]
     connection = transaction.get_connection(using)
     if connection.in_atomic_block and not immediately:
-        _send_after_commit(connection, bus, encoded)
-    else:
-        publisher(bus).publish_many(encoded)
-    return [None] * len(encoded)
+        _send_after_commit(connection, bus, outgoing)
+        return [None] * len(outgoing)
+    return publisher(bus).send(outgoing)
 
 
 apublish = sync_to_async(publish, thread_sensitive=True)
@@ -120,13 +116,13 @@ def _close_publishers(*, setting: str, **kwargs: Any) -> None:
 setting_changed.connect(_close_publishers)
 
 
-def _encode(bus: BusAddress, channel: str, data: Any, event: str | None = None) -> Encoded:
+def _encode(channel: str, data: Any, event: str | None = None) -> Outgoing:
     if event is not None:
         _check_event(event)
-    payload = encode(_to_bytes(data), event)
-    if len(payload) > conf.max_message_size:
-        raise TooLarge(f"a message of {len(payload)} bytes, and REALTIME allows {conf.max_message_size}")
-    return bus.channel(channel), payload
+    encoded = _to_bytes(data)
+    if len(encoded) > conf.max_message_size:
+        raise TooLarge(f"a message of {len(encoded)} bytes, and REALTIME allows {conf.max_message_size}")
+    return Outgoing(conf.channel(channel), encoded, event)
 
 
 def _check_event(event: str) -> None:
@@ -159,7 +155,7 @@ class _AfterCommit:
     `captureOnCommitCallbacks` finds what was published inside it.
     """
 
-    def __init__(self, bus: BusAddress, messages: Sequence[Encoded]) -> None:
+    def __init__(self, bus: BusAddress, messages: Sequence[Outgoing]) -> None:
         self.bus = bus
         self.messages = messages
         self.next: _AfterCommit | None = None
@@ -167,13 +163,13 @@ class _AfterCommit:
     def __call__(self) -> None:
         if messages := self._take_chain():
             try:
-                publisher(self.bus).publish_many(messages)
+                publisher(self.bus).send(messages)
             except BusUnavailable:
                 _lost.add(len(messages))
                 logger.exception("%d messages were lost after their transaction's commit", len(messages))
 
-    def _take_chain(self) -> list[Encoded]:
-        messages: list[Encoded] = []
+    def _take_chain(self) -> list[Outgoing]:
+        messages: list[Outgoing] = []
         link: _AfterCommit | None = self
         while link is not None:
             messages += link.messages
@@ -182,7 +178,9 @@ class _AfterCommit:
         return messages
 
 
-def _send_after_commit(connection: BaseDatabaseWrapper, bus: BusAddress, messages: Sequence[Encoded]) -> None:
+def _send_after_commit(
+    connection: BaseDatabaseWrapper, bus: BusAddress, messages: Sequence[Outgoing]
+) -> None:
     callback = _AfterCommit(bus, messages)
     if connection.run_on_commit:
         savepoints, last = connection.run_on_commit[-1][:2]

@@ -13,6 +13,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from gunicorn_realtime.bus.address import BusAddress
+from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.errors import ChannelNameError
 from gunicorn_realtime.plumbing.offload import Offload
 from gunicorn_realtime.protocols import sse as protocol
@@ -28,6 +29,12 @@ NO_HUB = (
     "Run the site with: gunicorn -k gunicorn_realtime.Worker\n"
 )
 
+# Ours have 23; what is longer would only fill frames and logs.
+MAX_CURSOR_SIZE = 100  # characters
+
+# Stands for what can be no cursor; the client is sent a reset for it.
+INVALID_CURSOR = "invalid"
+
 
 def sse(
     *channels: str | ChannelsFunction,
@@ -37,11 +44,16 @@ def sse(
 ) -> View:
     """Return a view that streams what is published to channels as server-sent events.
 
+    A client that says where it has stopped first gets what its channels' history has since then. An
+    EventSource that returns says it by itself (`Last-Event-ID`); a page says it by `?last_event_id=` and
+    `{% rt_cursor %}`, any other client also by `?since=`.
+
     Args:
         channels: Names, in which `{room_id}` stands for the URL's argument `room_id` (a brace itself is
             written twice); or one function of the request and the URL's arguments that returns a name or
             several. None or no names answer 204, which tells an EventSource to stay away.
-        raw: Messages are in the event stream format already and are passed on as they are.
+        raw: Messages are in the event stream format already and are passed on as they are. The ids in
+            them are their publisher's, so clients can't resume.
         event: The type of events whose publisher named none; "message" if absent.
         headers: More headers of the response.
 
@@ -54,9 +66,8 @@ def sse(
         protocol.encode_event(b"", event=event)
 
     def view(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
-        bus = conf.bus
-        names = _bus_names(names_of(request, **kwargs), bus)
-        if not names:
+        followed = _channels(names_of(request, **kwargs))
+        if not followed:
             return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
         if not can_offload(request):
             return HttpResponse(NO_HUB, status=501, content_type="text/plain; charset=utf-8")
@@ -69,7 +80,9 @@ def sse(
         if request.method == "HEAD":
             return StreamingHttpResponse((), headers={**head, "Content-Encoding": "identity"})
         options = {"raw": raw, "event": event, "heartbeat": conf.heartbeat, "retry": list(conf.retry)}
-        return OffloadResponse(request, Offload("sse", names, bus, options), headers=head)
+        # The ids in a raw stream are its publisher's, so they say nothing of where its client stopped.
+        cursor = None if raw else _cursor(request)
+        return OffloadResponse(request, Offload("sse", followed, conf.bus, options, cursor), headers=head)
 
     view.__name__ = view.__qualname__ = f"sse({', '.join(map(_label, channels))})"
     view.__doc__ = f"Server-sent events of {', '.join(map(_label, channels))}."
@@ -114,15 +127,27 @@ def _check_template(template: str) -> None:
         BusAddress("").channel(template.format())
 
 
-def _bus_names(names: str | Iterable[str] | None, bus: BusAddress) -> tuple[str, ...]:
+def _channels(names: str | Iterable[str] | None) -> tuple[Channel, ...]:
     if not names:
         return ()
     if isinstance(names, str):
         names = (names,)
     try:
-        return tuple(dict.fromkeys(map(bus.channel, names)))
+        return tuple(dict.fromkeys(map(conf.channel, names)))
     except ChannelNameError as exc:
         raise Http404(str(exc)) from exc  # made of the client's URL, so no such thing exists
+
+
+def _cursor(request: HttpRequest) -> str | None:
+    """Return where the client has stopped; None if it is new."""
+    cursor = (
+        # First, as an EventSource that returns repeats its URL, whose cursor is an older one by then.
+        request.headers.get("Last-Event-ID") or request.GET.get("last_event_id") or request.GET.get("since")
+    )
+    if not cursor:
+        return None
+    is_safe = len(cursor) <= MAX_CURSOR_SIZE and cursor.isascii() and cursor.isprintable()
+    return cursor if is_safe else INVALID_CURSOR
 
 
 def _label(channel: str | ChannelsFunction) -> str:

@@ -17,7 +17,6 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
-from logging import Logger
 from typing import Any
 
 from .bus.address import announced
@@ -58,7 +57,7 @@ class Pool:
     """
 
     def __init__(
-        self, lines: Lines, log: Logger, hub_options: dict[str, Any], is_orphan: Callable[[], bool]
+        self, lines: Lines, log: Any, hub_options: dict[str, Any], is_orphan: Callable[[], bool]
     ) -> None:
         self.lines = lines
         self.log = log

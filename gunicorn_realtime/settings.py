@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 PREFIX = "GUNICORN_REALTIME_"
 
@@ -47,7 +48,7 @@ class Settings:
         unknown = [name for name in environ if name.startswith(PREFIX) and name not in known]
         if unknown:
             raise ValueError(f"{unknown[0]} is not a setting; there are {', '.join(known)}")
-        given = {}
+        given: dict[str, Any] = {}
         for name, field in known.items():
             if name in environ:
                 given[field.name] = _number(name, environ[name], type(field.default))

@@ -38,6 +38,9 @@ from .pool import Pool
 from .refusal import Refusal, refusal
 from .settings import Settings
 
+# gunicorn's TConn: its versions differ in what it has, and no one's stubs fit them all.
+Conn = Any
+
 HEAD_END = b"\r\n\r\n"
 READ_SIZE = 8192  # bytes; gunicorn's own
 
@@ -65,7 +68,7 @@ class Head:
 
     __slots__ = ("conn", "data", "deadline")
 
-    def __init__(self, conn: TConn, data: bytes, deadline: float) -> None:
+    def __init__(self, conn: Conn, data: bytes, deadline: float) -> None:
         self.conn = conn
         self.data = bytearray(data)
         self.deadline = deadline
@@ -117,7 +120,7 @@ class Gone:
     send = sendall
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(ThreadWorker):
     """A gthread worker whose application can offload its connections to a hub."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -126,6 +129,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.lines = arbiter_lines(self.cfg, self.settings)
         self.heads: dict[Head, None] = {}  # in the order of their deadlines
         self.closing: dict[Head, None] = {}  # likewise; what their clients send is dropped
+        self.closing_lock = threading.Lock()  # up to 23.0 connections are closed by any thread
         self.current = threading.local()
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
         # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
@@ -146,7 +150,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         self.lines.become_worker()
-        self.sockets = [*self.sockets, BackListener(self.lines.back_worker)]
+        back: Any = BackListener(self.lines.back_worker)
+        self.sockets = [*self.sockets, back]
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -202,7 +207,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._adopt(sock, back.client, back.server, back.rest, req_count=1)
 
     def _adopt(self, sock: socket.socket, client: Any, server: Any, data: bytes, *, req_count: int) -> None:
-        conn = TConn(self.cfg, sock, client, server)
+        conn: Conn = TConn(self.cfg, sock, client, server)
         conn.close = partial(self._close, conn)
         self.nr_conns += 1
         conn.init()
@@ -210,7 +215,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         _unreader(conn).unread(data)
         self.enqueue_req(conn)
 
-    def enqueue_req(self, conn: TConn) -> None:
+    def enqueue_req(self, conn: Conn) -> None:
         """Give the connection to a thread as soon as the head of its request is complete."""
         if not self.is_plain_http:
             super().enqueue_req(conn)
@@ -271,8 +276,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         head.conn.close()
 
-    def _close(self, conn: TConn, graceful: bool = False) -> None:
-        """Close a connection; if gracefully, wait for the client's end on the poller.
+    def _close(self, conn: Conn, graceful: bool = True) -> None:
+        """Close a connection: say that we have ended, and wait on the poller for the client to do so.
 
         gunicorn 26 and newer wait for it in the main loop, where it holds up everybody (RFC 9112,
         section 9.6, wants it: an early close could take the end of the response with it).
@@ -283,11 +288,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 sock.shutdown(socket.SHUT_WR)
                 sock.setblocking(False)
                 closing = Head(conn, b"", time.monotonic() + CLOSE_LINGER)
-                self.poller.register(sock, selectors.EVENT_READ, partial(self._on_closing_readable, closing))
-                self.closing[closing] = None
+                on_readable = partial(self._on_closing_readable, closing)
+                with self.closing_lock:
+                    self.poller.register(sock, selectors.EVENT_READ, on_readable)
+                    self.closing[closing] = None
                 return
-        except OSError:
-            pass  # the client is gone
+        except (OSError, ValueError):
+            pass  # the client is gone, or the poller is closed
         sock.close()
 
     def _on_closing_readable(self, closing: Head, sock: socket.socket) -> None:
@@ -299,11 +306,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             data = b""
         closing.data += data
         if not data or len(closing.data) > CLOSE_LINGER_SIZE:
-            del self.closing[closing]
             self._end_close(closing)
 
     def _end_close(self, closing: Head) -> None:
-        self.poller.unregister(closing.conn.sock)
+        with self.closing_lock:
+            del self.closing[closing]
+            self.poller.unregister(closing.conn.sock)
         closing.conn.sock.close()
 
     def murder_keepalived(self, *args: Any, **kwargs: Any) -> None:
@@ -312,7 +320,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         for closing in list(self.closing):
             if closing.deadline > now and self.alive:
                 break
-            del self.closing[closing]
             self._end_close(closing)
         for head in list(self.heads):
             deadline = head.deadline
@@ -323,18 +330,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             del self.heads[head]
             self._drop_head(head, True, b"408 Request Timeout" if head.data else None)
 
-    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         # A stopping worker of gunicorn 24 to 26 would sleep until graceful_timeout here, though
         # the connections it waits for time out sooner.
-        super().wait_for_and_dispatch_events(min(timeout, STOP_LINGER / 2))
+        longest = STOP_LINGER / 2
+        super().wait_for_and_dispatch_events(longest if timeout is None else min(timeout, longest))
 
     # An application can offload its connection.
 
-    def handle(self, conn: TConn) -> Any:
+    def handle(self, conn: Conn) -> Any:
         self.current.conn = conn
         try:
             while True:
-                result = super().handle(conn)
+                result: Any = super().handle(conn)
                 # Up to 26 a request that was read together with the one before it is left lying.
                 keep_alive = result[0] if isinstance(result, tuple) else result
                 if keep_alive is not True or not self.is_plain_http or getattr(conn, "is_http2", False):
@@ -349,7 +357,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         environ[ENVIRON_KEY] = partial(self._offload, self.current.conn, response)
         return application(environ, start_response)
 
-    def _offload(self, conn: TConn, response: Response, offload: Offload) -> Iterable[bytes]:
+    def _offload(self, conn: Conn, response: Response, offload: Offload) -> Iterable[bytes]:
         """`environ["gunicorn_realtime.offload"]`: return the rest of the response's body.
 
         It is empty when the connection is a hub's now, else it is the body of a refusal.
@@ -451,7 +459,7 @@ def _networks(addresses: Any) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netw
     return networks
 
 
-def _take_bytes(conn: TConn) -> bytes:
+def _take_bytes(conn: Conn) -> bytes:
     """Take what the parser has read beyond what it has parsed."""
     unreader = _unreader(conn)
     data: bytes = unreader.buf.getvalue()
@@ -475,7 +483,7 @@ def _declares_body(request: Any) -> bool:
     )
 
 
-def _encode_head(response: Response) -> bytes:
+def _encode_head(response: Any) -> bytes:
     """Return status line and headers as gunicorn would send them, without those that frame a body."""
     version = ".".join(map(str, response.req.version))
     lines = [
@@ -502,7 +510,7 @@ def _prepare_socket(sock: socket.socket, write_timeout: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT_SIZE)
 
 
-def _give_up(conn: TConn, response: Response) -> None:
+def _give_up(conn: Conn, response: Any) -> None:
     """Make gunicorn's objects believe that the response is complete, and close our copy.
 
     Close, and never shutdown: that would act on the hub's copy too.

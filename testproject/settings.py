@@ -10,7 +10,11 @@ SECRET_KEY = "for the demo only: nothing that is signed with it matters"
 ALLOWED_HOSTS = [".localhost", "127.0.0.1", "[::1]"]
 
 # "local:" needs no server. With Redis: REALTIME_BUS=redis://localhost:6379/0
-REALTIME = {"BUS": os.environ.get("REALTIME_BUS", "local:")}
+REALTIME = {
+    "BUS": os.environ.get("REALTIME_BUS", "local:"),
+    # A value each: who comes gets the current one at once, who is slow gets the newest.
+    "CHANNELS": {"channel_*": {"history": 1, "slow_client": "latest"}},
+}
 
 INSTALLED_APPS = [
     "django.contrib.staticfiles",

@@ -61,6 +61,15 @@ class BusAddress:
         """The control channel that every hub on this bus follows."""
         return f"{self.prefix}{RESERVED}hubs"
 
+    @property
+    def clock_key(self) -> str:
+        """The hash that orders everything on this bus."""
+        return f"{self.prefix}{RESERVED}clock"
+
+    def log_key(self, channel: str) -> str:
+        """Return the key of a channel's history; the channel as `channel` gives it."""
+        return f"{self.prefix}{RESERVED}log:{channel.removeprefix(self.prefix)}"
+
     def channel(self, name: str) -> str:
         """Return `name` as the bus knows it.
 

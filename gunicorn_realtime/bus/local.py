@@ -14,7 +14,6 @@ It runs on threads. In a process that gevent has patched they are greenlets.
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import hashlib
 import logging
 import os
@@ -28,11 +27,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..errors import BusUnavailable, ProtocolError
 from ..protocols import resp
 from .address import BusAddress
+from .commands import execute
+from .history import History
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class LocalBus:
         self.turn = threading.Lock()
         self.clients: set[Client] = set()
         self.subscribers: dict[bytes, set[Client]] = {}
+        self.history = History()
         self.started = time.monotonic()
         self._lock_descriptor: int | None = None
         self._listener: socket.socket | None = None
@@ -147,6 +148,7 @@ class LocalBus:
         if self._listener is not None:
             return True
         path = socket_path(self.directory)
+        self.history = History()  # a new owner is a new epoch
         try:
             with suppress(FileExistsError):
                 os.mkdir(self.directory, 0o700)
@@ -201,7 +203,7 @@ class LocalBus:
         subscribers = self.subscribers.get(channel)
         if not subscribers:
             return 0
-        frame = encode_push(b"message", channel, resp.encode_bulk_string(payload))
+        frame = resp.encode_push(b"message", channel, resp.encode_bulk_string(payload))
         receivers = list(subscribers)
         for client in receivers:
             client.put(frame)
@@ -289,7 +291,8 @@ class Client:
         """Queue bytes for the client, in the caller's turn."""
         if self._has_ended:
             return
-        if self._backlog_size + len(data) > MAX_BACKLOG:
+        # A single answer may be larger: somebody waits for it, and asks for nothing more.
+        if self._backlog and self._backlog_size + len(data) > MAX_BACKLOG:
             logger.warning(
                 "the local bus disconnects a client that is %d bytes behind (%d channels)",
                 self._backlog_size,
@@ -420,187 +423,3 @@ def _start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
-
-
-# The commands. Each takes its client and its arguments and returns the reply, in one turn.
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """How a command is run.
-
-    Args:
-        run: Takes the client and the arguments behind the command's name.
-        arity: As Redis counts, the name included; if negative, at least that many.
-        while_subscribed: Taken in subscribe mode too.
-    """
-
-    run: Callable[[Client, list[bytes]], bytes]
-    arity: int
-    while_subscribed: bool = False
-
-    def takes(self, count: int) -> bool:
-        return count == self.arity or (self.arity < 0 and count >= -self.arity)
-
-
-def execute(client: Client, arguments: list[bytes]) -> bytes:
-    """Return the reply to a command, with the errors that Redis gives."""
-    words = 2 if arguments[0].upper() in CONTAINERS else 1
-    name = b"|".join(arguments[:words])
-    command = COMMANDS.get(name.upper())
-    if command is None:
-        return resp.encode_error(_describe_unknown(arguments, words))
-    if not command.takes(len(arguments)):
-        return resp.encode_error(f"ERR wrong number of arguments for '{_text(name.lower())}' command")
-    if client.channels and not command.while_subscribed:
-        return resp.encode_error(
-            f"ERR Can't execute '{_text(name.lower())}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / "
-            "PING / QUIT / RESET are allowed in this context"
-        )
-    return command.run(client, arguments[words:])
-
-
-def _describe_unknown(arguments: list[bytes], words: int) -> str:
-    name, *rest = (_text(argument[:128]) for argument in arguments[:8])
-    if words == 1:
-        quoted = "".join(f"'{argument}' " for argument in rest)
-        return f"ERR unknown command '{name}', with args beginning with: {quoted}"
-    if not rest:
-        return f"ERR wrong number of arguments for '{name.lower()}' command"
-    return f"ERR unknown subcommand '{rest[0]}'. Try {name.upper()} HELP."
-
-
-def encode_push(kind: bytes, channel: bytes | None, item: bytes) -> bytes:
-    """Return what a client in subscribe mode is told about a channel."""
-    encoded_channel = resp.NULL if channel is None else resp.encode_bulk_string(channel)
-    return resp.encode_array((resp.encode_bulk_string(kind), encoded_channel, item))
-
-
-def _subscribe(client: Client, channels: list[bytes]) -> bytes:
-    replies = []
-    for channel in channels:
-        client.bus.subscribe(client, channel)
-        replies.append(encode_push(b"subscribe", channel, resp.encode_integer(len(client.channels))))
-    return b"".join(replies)
-
-
-def _unsubscribe(client: Client, channels: list[bytes]) -> bytes:
-    channels = channels or list(client.channels)
-    if not channels:
-        return encode_push(b"unsubscribe", None, resp.encode_integer(0))
-    replies = []
-    for channel in channels:
-        client.bus.unsubscribe(client, channel)
-        replies.append(encode_push(b"unsubscribe", channel, resp.encode_integer(len(client.channels))))
-    return b"".join(replies)
-
-
-def _publish(client: Client, arguments: list[bytes]) -> bytes:
-    channel, payload = arguments
-    return resp.encode_integer(client.bus.publish(channel, payload))
-
-
-def _pubsub_channels(client: Client, patterns: list[bytes]) -> bytes:
-    names = list(client.bus.subscribers)
-    if patterns:
-        names = fnmatch.filter(names, patterns[0])
-    return resp.encode_array(map(resp.encode_bulk_string, names))
-
-
-def _pubsub_numsub(client: Client, channels: list[bytes]) -> bytes:
-    items = []
-    for channel in channels:
-        items.append(resp.encode_bulk_string(channel))
-        items.append(resp.encode_integer(len(client.bus.subscribers.get(channel, ()))))
-    return resp.encode_array(items)
-
-
-def _ping(client: Client, arguments: list[bytes]) -> bytes:
-    if client.channels:
-        token = arguments[0] if arguments else b""
-        return resp.encode_array(map(resp.encode_bulk_string, (b"pong", token)))
-    return resp.encode_bulk_string(arguments[0]) if arguments else resp.encode_simple_string("PONG")
-
-
-def _echo(client: Client, arguments: list[bytes]) -> bytes:
-    return resp.encode_bulk_string(arguments[0])
-
-
-def _quit(client: Client, arguments: list[bytes]) -> bytes:
-    client.is_quitting = True
-    return OK
-
-
-def _hello(client: Client, arguments: list[bytes]) -> bytes:
-    return resp.encode_error("NOPROTO unsupported protocol version")
-
-
-def _select(client: Client, arguments: list[bytes]) -> bytes:
-    return OK if arguments == [b"0"] else resp.encode_error("ERR DB index is out of range")
-
-
-def _client_setname(client: Client, arguments: list[bytes]) -> bytes:
-    client.name = arguments[0]
-    return OK
-
-
-def _client_getname(client: Client, arguments: list[bytes]) -> bytes:
-    return resp.encode_bulk_string(client.name) if client.name else resp.NULL
-
-
-def _client_setinfo(client: Client, arguments: list[bytes]) -> bytes:
-    return OK
-
-
-def _command(client: Client, arguments: list[bytes]) -> bytes:
-    return resp.encode_array(())
-
-
-def _info(client: Client, arguments: list[bytes]) -> bytes:
-    bus = client.bus
-    lines = (
-        "# Server",
-        "server_name:gunicorn_realtime",
-        f"process_id:{os.getpid()}",
-        f"uptime_in_seconds:{time.monotonic() - bus.started:.0f}",
-        "# Clients",
-        f"connected_clients:{len(bus.clients)}",
-        f"pubsub_clients:{sum(1 for other in bus.clients if other.channels)}",
-        "# Stats",
-        f"pubsub_channels:{len(bus.subscribers)}",
-    )
-    return resp.encode_bulk_string("".join(f"{line}\r\n" for line in lines).encode())
-
-
-def _time(client: Client, arguments: list[bytes]) -> bytes:
-    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    return resp.encode_array(resp.encode_bulk_string(b"%d" % number) for number in (seconds, microseconds))
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-OK = resp.encode_simple_string("OK")
-
-# Commands whose second word is part of the name.
-CONTAINERS = {b"CLIENT", b"PUBSUB"}
-
-COMMANDS = {
-    b"SUBSCRIBE": Command(_subscribe, -2, while_subscribed=True),
-    b"UNSUBSCRIBE": Command(_unsubscribe, -1, while_subscribed=True),
-    b"PUBLISH": Command(_publish, 3),
-    b"PUBSUB|CHANNELS": Command(_pubsub_channels, -2),
-    b"PUBSUB|NUMSUB": Command(_pubsub_numsub, -2),
-    b"PING": Command(_ping, -1, while_subscribed=True),
-    b"ECHO": Command(_echo, 2),
-    b"QUIT": Command(_quit, -1, while_subscribed=True),
-    b"HELLO": Command(_hello, -1),
-    b"SELECT": Command(_select, 2),
-    b"CLIENT|SETNAME": Command(_client_setname, 3),
-    b"CLIENT|GETNAME": Command(_client_getname, 2),
-    b"CLIENT|SETINFO": Command(_client_setinfo, 4),
-    b"COMMAND": Command(_command, -1),
-    b"INFO": Command(_info, -1),
-    b"TIME": Command(_time, 1),
-}

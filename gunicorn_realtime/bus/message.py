@@ -43,6 +43,14 @@ class Stamp:
         return f"{self.epoch}-{self.id}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The notice of a hole: messages are missing for good."""
+
+    reason: str
+    cursor: str | None  # from which on nothing is missing
+
+
 @dataclass(slots=True, eq=False)
 class Message:
     """One message of one channel, as a hub holds it.
@@ -52,12 +60,14 @@ class Message:
         data: What was published.
         event: The event's name, for engines that know such a thing.
         stamp: Its place in the channel's history, if that is kept.
+        reset: Stands in a feed for what is missing there; none ever comes from the bus.
     """
 
     channel: str
     data: bytes
     event: str | None = None
     stamp: Stamp | None = None
+    reset: Reset | None = None
     received: float = field(default_factory=time.monotonic)
     _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
 
@@ -74,8 +84,13 @@ def encode(data: bytes, event: str | None = None) -> bytes:
     """Return what a publisher sends: the data as it is if that says it all, else an envelope."""
     if event is None and _is_utf8(data):
         return data
+    return MAGIC + b"\n" + encode_body(data, event)
+
+
+def encode_body(data: bytes, event: str | None = None) -> bytes:
+    """Return what follows the stamp in an envelope; the bus puts the stamp before it."""
     header = {} if event is None else {"event": event}
-    return b"\n".join((MAGIC, json.dumps(header).encode(), data))
+    return b"%b\n%b" % (json.dumps(header).encode(), data)
 
 
 def decode(channel: str, payload: bytes) -> Message:
@@ -86,15 +101,26 @@ def decode(channel: str, payload: bytes) -> Message:
     """
     if not payload.startswith(MAGIC):
         return Message(channel, payload)
-    try:
-        stamp, header, data = payload[len(MAGIC) :].split(b"\n", 2)
-    except ValueError:
-        raise ProtocolError("an envelope ends before its data") from None
+    stamp, line_break, body = payload[len(MAGIC) :].partition(b"\n")
+    if not line_break:
+        raise ProtocolError("an envelope ends before its data")
+    return decode_body(channel, body, _read_stamp(stamp))
+
+
+def decode_body(channel: str, body: bytes, stamp: Stamp | None = None) -> Message:
+    """Read what follows the stamp in an envelope.
+
+    Raises:
+        ProtocolError: It is not what `encode_body` makes.
+    """
+    header, line_break, data = body.partition(b"\n")
+    if not line_break:
+        raise ProtocolError("an envelope ends before its data")
     fields = _read_header(header)
     event = fields.get("event")
     if event is not None and not isinstance(event, str):
         raise ProtocolError("an envelope's event is not a string")
-    return Message(channel, data, event, _read_stamp(stamp))
+    return Message(channel, data, event, stamp)
 
 
 def _read_header(header: bytes) -> dict[str, object]:

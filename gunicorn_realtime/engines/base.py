@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +36,24 @@ class Engine:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
 
-    def open(self, connection: Connection, handover: Handover) -> None:
-        """Send what comes first: the head, at least."""
+    def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
+        """Send what comes first: the head, at least, and where the client stands if that is known."""
         raise NotImplementedError
 
     def encode(self, message: Message) -> bytes:
         """Return a message as it goes over the wire; must not fail, whatever was published."""
         raise NotImplementedError
 
-    def beat(self) -> bytes:
-        """Return what shows the client, and everything between, that the connection lives."""
+    def beat(self, cursor: str | None = None) -> bytes:
+        """Return what shows the client, and everything between, that the connection lives.
+
+        Args:
+            cursor: What the client may say next time instead of the last message's.
+        """
+        return b""
+
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+        """Return the notice that messages of these channels are missing for good."""
         return b""
 
     def goodbye(self) -> bytes:

@@ -35,7 +35,7 @@ class Poll(Engine):
         self.handovers: dict[Connection, Handover] = {}
         self.requests: dict[Connection, bytes] = {}
 
-    def open(self, connection: Connection, handover: Handover) -> None:
+    def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
         self.handovers[connection] = handover
         self.requests[connection] = handover.rest + self.requests.get(connection, b"")
         connection.send(handover.head + (b"" if handover.keep_alive else b"Connection: close\r\n"))

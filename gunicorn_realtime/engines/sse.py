@@ -9,8 +9,9 @@ Options:
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..protocols import sse
@@ -33,15 +34,24 @@ class SSE(Engine):
         super().__init__(options)
         self.is_raw = bool(options.get("raw"))
         self.event = options.get("event")
+        sse.encode_event(b"", event=self.event)
         self.heartbeat = float(options.get("heartbeat", 25.0))
-        self.retry = options.get("retry", RETRY)
+        if not self.heartbeat > 0:
+            raise ValueError(f"heartbeat={self.heartbeat} must be more than 0 seconds")
+        low, high = options.get("retry", RETRY)
+        self.retry = float(low), float(high)
         self.encoding = ("sse", self.is_raw, self.event)
 
-    def open(self, connection: Connection, handover: Handover) -> None:
+    def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
         # The stream ends with the connection: chunks would only add bytes to every event.
-        connection.send(handover.head + b"Connection: close\r\n\r\n" + self._retry())
+        first = self._retry()
+        if cursor is not None and not self.is_raw:
+            first += sse.encode_id(cursor)
+        connection.send(handover.head + b"Connection: close\r\n\r\n" + first)
 
     def encode(self, message: Message) -> bytes:
+        if message.reset is not None:
+            return self.reset([message.channel], message.reset.reason, message.reset.cursor)
         if self.is_raw:
             return message.data
         cursor = message.stamp.cursor if message.stamp else None
@@ -51,8 +61,14 @@ class SSE(Engine):
         except ValueError:  # an event name of several lines, from a publisher that is not ours
             return sse.encode_event(message.data, event=self.event, id=cursor)
 
-    def beat(self) -> bytes:
-        return sse.COMMENT
+    def beat(self, cursor: str | None = None) -> bytes:
+        return sse.COMMENT if cursor is None or self.is_raw else sse.encode_id(cursor)
+
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+        if self.is_raw:
+            return b""  # the events, and their ids, are the publisher's own
+        data = json.dumps({"channels": list(channels), "reason": reason}).encode()
+        return sse.encode_event(data, event="reset", id=cursor)
 
     def goodbye(self) -> bytes:
         return self._retry()

@@ -7,8 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gevent.event import Event
+
+    from ..bus.client import Page
+    from ..bus.message import Message
     from ..plumbing.handover import Handover
     from .fanout import Audience
+    from .feed import Entry, Feed
     from .process import Hub
 
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
@@ -43,10 +48,12 @@ class Connection:
         "fd",
         "hub",
         "index",
+        "is_open",
         "lag",
         "messages",
         "opened",
         "opening",
+        "pager",
         "position",
         "reader",
         "received",
@@ -58,6 +65,8 @@ class Connection:
         self.audience = audience
         self.address = address
         self.opening: Handover | None = opening  # until the bus has confirmed its channels
+        self.is_open = False  # the response's head has been sent
+        self.pager: Event | None = None  # set whenever it can take more of its history
         self.position = 0
         self.index = -1  # in the audience's array
         self.lag: Lag | None = None
@@ -82,6 +91,34 @@ class Connection:
             self.audience.leave(self)
             self._wait_until_writable(data, sent)
         self.bytes += sent
+
+    def send_newest(self, feeds: list[Feed]) -> None:
+        """Send the current value of channels that have one."""
+        newest = sorted((feed.entries[-1] for feed in feeds if feed.entries), key=_key)
+        self._send_messages([message for _, message in newest])
+
+    def send_reset(self, feeds: list[Feed], reason: str) -> None:
+        """Say that messages of these feeds are missing for good."""
+        following = self.audience.following
+        names = [feed.channel.removeprefix(following.address.prefix) for feed in feeds]
+        cursor = following.cursor(following.fanout.key)
+        self.send(self.audience.engine.reset(names, reason, cursor))
+
+    def send_page(self, page: Page) -> None:
+        """Send messages that were read from the bus, in the order of their ids."""
+        messages = [message for log in page.logs.values() for message in log.entries]
+        self._send_messages(sorted((m for m in messages if _id(m) <= page.bound), key=_id))
+
+    def _send_messages(self, messages: list[Message]) -> None:
+        if messages:
+            self.messages += len(messages)
+            self.send(b"".join(map(self.audience.engine.encode, messages)))
+
+    def wait_until_sent(self) -> None:
+        """Wait, in a greenlet, until the kernel has everything."""
+        while self.lag is not None and self.pager is not None:
+            self.pager.clear()
+            self.pager.wait()
 
     def start_lagging(self, data: bytes, sent: int) -> None:
         """The client did not take all of a broadcast: go on at its own pace."""
@@ -113,6 +150,10 @@ class Connection:
 
     def _take_next(self, lag: Lag) -> None:
         """Take the next messages from the feeds, or stop lagging if there are none."""
+        if self.pager is not None:
+            self._stop_lagging(lag)
+            self.pager.set()
+            return
         if self.is_answered:
             self._stop_lagging(lag)
             self.hub.finish(self)
@@ -127,7 +168,8 @@ class Connection:
             lag.data, lag.sent = data, 0
             return
         self._stop_lagging(lag)
-        self.audience.join(self)
+        if self.opening is None:
+            self.audience.join(self)
 
     def _count(self, position: int) -> int:
         return sum(key <= position for key, _ in self.audience.after(self.position))
@@ -164,7 +206,12 @@ class Connection:
     @property
     def has_fallen_off(self) -> bool:
         """It lags, and messages that it has not had are no longer there."""
-        return self.lag is not None and self.position < self.audience.floor and not self.is_answered
+        return (
+            self.lag is not None
+            and self.pager is None
+            and self.position < self.audience.floor
+            and not self.is_answered
+        )
 
     def on_readable(self) -> None:
         try:
@@ -186,8 +233,18 @@ class Connection:
         self.reader.close()
         if self.lag is not None:
             self._stop_lagging(self.lag)
+        if self.pager is not None:
+            self.pager.set()
         fd, self.fd = self.fd, -1
         return fd
+
+
+def _id(message: Message) -> int:
+    return message.stamp.id if message.stamp else 0
+
+
+def _key(entry: Entry) -> int:
+    return entry[0]
 
 
 def left(exc: OSError) -> str:

@@ -21,6 +21,7 @@ from .feed import Entry, Feed, cost
 if TYPE_CHECKING:
     from ..engines.base import Engine
     from .connection import Connection
+    from .following import Following
 
     # Connections that a broadcast has ended: by the error that says that the client is gone, or
     # by None when they have had the one message that they came for.
@@ -32,6 +33,9 @@ DELIVERIES_BETWEEN_CLOCKS = 32  # some 200 µs
 
 # More than this is not joined for one write: it would only wait in one connection's memory.
 MAX_WRITE_SIZE = 256 * 1024  # bytes
+
+# Room for what comes without an id between two that have one (microseconds).
+KEY_BITS = 20
 
 VACANT = -1  # a place in the array whose connection has left
 
@@ -48,6 +52,7 @@ class Audience:
         engine: Gives the encoding.
         feeds: What they follow.
         connections: The hub's, by descriptor.
+        following: What brings the messages.
     """
 
     __slots__ = (
@@ -59,16 +64,24 @@ class Audience:
         "engine",
         "fds",
         "feeds",
+        "following",
         "joining",
         "messages",
         "runs",
         "vacant",
     )
 
-    def __init__(self, engine: Engine, feeds: tuple[Feed, ...], connections: dict[int, Connection]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        feeds: tuple[Feed, ...],
+        connections: dict[int, Connection],
+        following: Following,
+    ) -> None:
         self.engine = engine
         self.feeds = feeds
         self.connections = connections
+        self.following = following
         self.fds = array("i")
         self.vacant = 0
         self.runs: list[tuple[int, int]] | None = None  # None while settled
@@ -85,7 +98,8 @@ class Audience:
 
     @property
     def floor(self) -> int:
-        return max([feed.floor for feed in self.feeds], default=0)
+        """Who has less than this has missed something for good."""
+        return max([feed.floor for feed in self.feeds if not feed.is_latest], default=0)
 
     @property
     def is_empty(self) -> bool:
@@ -262,7 +276,9 @@ def _key(entry: Entry) -> int:
 
 
 class Fanout:
-    """Brings new messages to all audiences, slice by slice.
+    """Brings new messages to all audiences of one bus, slice by slice.
+
+    Keys are ids with room between them: what has no id gets the next key behind what came before it.
 
     Args:
         feed_size: Bytes of messages that a feed keeps for those who lag.
@@ -271,20 +287,47 @@ class Fanout:
     def __init__(self, feed_size: int) -> None:
         self.feed_size = feed_size
         self.key = 0  # of the newest message of all feeds
+        self.shift = 0  # added to ids, so that keys rise also when the bus's clock has gone back
         self.queue: deque[Audience] = deque()
-        self.touched: set[Feed] = set()  # those that hold messages
+        self.touched: set[Feed] = set()  # those that hold messages that will be forgotten
         self.backlog_size = 0  # bytes that have come since the queue was last empty
+
+    def key_of(self, id: int) -> int:
+        return (id + self.shift) << KEY_BITS
+
+    def id_of(self, position: int) -> int:
+        """Return the newest id that somebody at a position has."""
+        return max(0, (position >> KEY_BITS) - self.shift)
+
+    def behind(self, id: int) -> int:
+        """Return the position of who has everything up to an id, and all that came without one before the next."""
+        return self.key_of(id + 1) - 1
+
+    def advance(self, id: int) -> None:
+        """The bus's clock is at an id, and everything up to it has come."""
+        self.key = max(self.key, self.key_of(id))
 
     def append(self, feed: Feed, message: Message) -> None:
         """Add a message to its feed; `run_slice` must be called afterwards."""
         before = self.key
-        self.key += 1
-        feed.append(self.key, message, self.feed_size)
-        self.touched.add(feed)
-        self.backlog_size += cost(message)
+        if not self.append_quietly(feed, message):
+            return
         for audience in feed.audiences:
             if audience.wake(message, before):
                 self.queue.append(audience)
+
+    def append_quietly(self, feed: Feed, message: Message) -> bool:
+        """Add a message to a feed that nobody follows yet; return False if the feed has it already."""
+        key = self.key + 1
+        if message.stamp:
+            if message.stamp.id <= feed.last_id:
+                return False
+            key = max(key, self.key_of(message.stamp.id))
+        self.key = key
+        feed.append(key, message, self.feed_size)
+        self.touched.add(feed)
+        self.backlog_size += cost(message)
+        return True
 
     @property
     def is_behind(self) -> bool:
@@ -309,7 +352,7 @@ class Fanout:
         return ended
 
     def forget(self, lagging: Iterable[Connection]) -> None:
-        """Drop the messages that nobody needs any more, unless a broadcast is under way."""
+        """Drop what nobody needs any more, unless a broadcast is under way."""
         if self.queue or not self.touched:
             return
         needed: dict[Feed, int] = {}
@@ -317,6 +360,5 @@ class Fanout:
             for feed in connection.audience.feeds:
                 needed[feed] = min(connection.position, needed.get(feed, connection.position))
         for feed in list(self.touched):
-            feed.drop_through(needed.get(feed, feed.last))
-            if not feed.entries:
+            if feed.trim(needed.get(feed)):
                 self.touched.discard(feed)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ..bus.channel import Channel, SlowClient
 from ..bus.message import Message
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .fanout import Audience
 
-# A message and its key: its number in the order of arrival, over all feeds of the hub. A position
-# is the key of the last message that somebody has.
+# A message and its key. Keys rise with the order of arrival, over all feeds of a bus, and with the
+# ids of messages that have one. A position is the key of the last message that somebody has.
 Entry = tuple[int, Message]
+
 
 # A message's objects, without its data.
 OVERHEAD = 500  # bytes
@@ -25,49 +27,90 @@ def cost(message: Message) -> int:
 
 
 class Feed:
-    """One channel's messages, in the order of their keys, while somebody still needs them."""
+    """One channel's messages, in the order of their keys: those that somebody still needs, and its history."""
 
     __slots__ = (
         "audiences",
         "channel",
         "entries",
         "floor",
+        "held",
         "idle_since",
         "is_confirmed",
         "last",
+        "last_id",
+        "rules",
         "size",
         "waiting",
     )
 
-    def __init__(self, channel: str, last: int) -> None:
-        self.channel = channel
+    def __init__(self, rules: Channel, last: int) -> None:
+        self.rules = rules
+        self.channel = rules.name
         self.entries: deque[Entry] | None = None  # made with the first message
         self.size = 0  # bytes that the messages take
         self.last = last  # key of the newest message
-        self.floor = last  # key of the newest message that was dropped
+        self.last_id = 0  # id of the newest message that has one, or of the clock when all was read
+        self.floor = last  # nothing newer than this key was dropped
+        self.held: list[Message] | None = [] if rules.history else None  # until the history is read
         self.audiences: list[Audience] = []
         self.waiting: dict[Connection, None] = {}  # to be opened when the bus has confirmed
         self.is_confirmed = False
         self.idle_since: float | None = None
+
+    @property
+    def keeps(self) -> bool:
+        return self.rules.history > 0
+
+    @property
+    def is_latest(self) -> bool:
+        return self.rules.slow_client is SlowClient.LATEST
 
     def append(self, key: int, message: Message, max_size: int) -> None:
         if self.entries is None:
             self.entries = deque()
         self.entries.append((key, message))
         self.last = key
+        if message.stamp:
+            self.last_id = message.stamp.id
         self.size += cost(message)
         while self.size > max_size and len(self.entries) > 1:
             self._drop_oldest()
 
-    def drop_through(self, key: int) -> None:
-        """Forget what everybody has."""
-        while self.entries and self.entries[0][0] <= key:
+    def clear(self, last: int) -> None:
+        """Begin anew: nothing up to a key can be had any more."""
+        self.entries = None
+        self.size = 0
+        self.last = self.floor = last
+
+    def trim(self, needed: int | None) -> bool:
+        """Forget what everybody has and the history does not keep.
+
+        Args:
+            needed: The position of the slowest of those who lag; None if nobody does.
+
+        Returns:
+            Whether there is nothing left that will be forgotten later.
+        """
+        if not self.entries:
+            return True
+        if needed is None:
+            needed = self.last
+        history = self.rules.history
+        while len(self.entries) > history and self.entries[0][0] <= needed:
             self._drop_oldest()
+        if history and needed == self.last and any(not message.stamp for _, message in self.entries):
+            # What has no id is not replayed.
+            self.entries = deque(entry for entry in self.entries if entry[1].stamp)
+            self.size = sum(cost(message) for _, message in self.entries)
+        return len(self.entries) <= history
 
     def after(self, position: int) -> list[Entry]:
-        """Return what is newer than a position."""
+        """Return what is newer than a position; only the newest if the channel is one of latest values."""
         if self.last <= position or not self.entries:
             return []
+        if self.is_latest:
+            return [self.entries[-1]] if self.entries[-1][0] > position else []
         if self.entries[0][0] > position:
             return list(self.entries)
         found = []

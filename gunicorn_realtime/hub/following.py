@@ -1,7 +1,10 @@
 """A hub's side of one bus: one subscription for all its feeds, kept alive and proved alive.
 
-Two connections, whatever the number of channels and clients: one listens, one publishes the
-canary. What nobody follows any more is unsubscribed from after a while.
+Two connections, whatever the number of channels and clients: one listens, one reads histories and
+ticks. What nobody follows any more is unsubscribed from after a while.
+
+The tick is liveness and frontier in one. It advances the bus's clock and comes back on the hub's own
+channel: when it has, everything published before it on all that this hub follows has been seen.
 """
 
 from __future__ import annotations
@@ -10,24 +13,27 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 
 from ..bus.address import BusAddress
-from ..bus.client import Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
+from ..bus.channel import Channel
+from ..bus.client import Clock, Page, Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
 from ..bus.local import LocalBus, own_local_bus
-from ..bus.message import Message, decode
-from ..errors import BusUnavailable, ProtocolError
+from ..bus.message import Message, Reset, decode
+from ..errors import BusUnavailable, ProtocolError, TooLarge
+from .fanout import KEY_BITS, Fanout
 from .feed import Feed
 
 logger = logging.getLogger(__name__)
 
-# A canary is published this often; if none comes back for so long, the subscription is dead.
-CANARY_INTERVAL = 5.0  # seconds
-CANARY_TIMEOUT = 15.0  # seconds
+# If no tick comes back for so long, the subscription is dead.
+TICK_INTERVAL = 5.0  # seconds
+TICK_TIMEOUT = 15.0  # seconds
 
 # After a lost connection, so that a thousand hubs do not return in the same instant.
 RECONNECT = (0.05, 0.25)  # seconds, the first time
@@ -38,53 +44,66 @@ TIMEOUT = 5.0  # seconds for one answer of the bus
 # The reader gives the loop a turn after so long, also when it always finds more to read.
 READ_SLICE = 0.002  # seconds
 
+# Histories that are read in one command, and messages of each.
+CHANNELS_PER_READ = 256
+MESSAGES_PER_READ = 256
+
 
 class Following:
     """Follows channels of one bus.
 
     Args:
         address: The bus.
-        deliver: Called with each message and its feed.
-        confirm: Called with a feed when the bus has confirmed its subscription.
-        is_behind: Says whether the bus should not be read for now.
+        fanout: Brings its messages to the hub's clients.
+        delivered: Called after a message has been added to the fan-out.
+        confirm: Called with a feed from whose last message on nothing is missed.
         max_message_size: Bytes; larger messages are dropped and logged.
     """
 
     def __init__(
         self,
         address: BusAddress,
-        deliver: Callable[[Feed, Message], None],
+        fanout: Fanout,
+        delivered: Callable[[], None],
         confirm: Callable[[Feed], None],
-        is_behind: Callable[[], bool],
         max_message_size: int,
     ) -> None:
         self.address = address
-        self.deliver = deliver
+        self.fanout = fanout
+        self.delivered = delivered
         self.confirm = confirm
-        self.is_behind = is_behind
         self.max_message_size = max_message_size
         self.feeds: dict[str, Feed] = {}
         self.local_bus: LocalBus | None = None
         self.own_channel = f"{address.prefix}rt:hub:{secrets.token_hex(8)}"
-        self.canary_seen = time.monotonic()
-        self.reconnects = 0
+        self.epoch: str | None = None  # of the ids in the feeds
+        self.frontier = 0  # the newest id up to which all has been seen
+        self.tick_seen = time.monotonic()
         self._subscription: Subscription | None = None
         self._publisher = Publisher(address, TIMEOUT)
+        self._commands = BoundedSemaphore()  # one connection, whoever reads
         self._subscribe: list[str] = []
         self._unsubscribe: list[str] = []
+        self._unread: dict[Feed, None] = {}  # subscribed to, and their history not read yet
+        self._pings: dict[bytes, Event] = {}
         self._wanted = Event()
+        self._to_read = Event()
         self._drained = Event()
-        self._greenlets = [gevent.spawn(run) for run in (self._read_forever, self._ask, self._sing)]
+        self._greenlets = [
+            gevent.spawn(run) for run in (self._read_forever, self._ask, self._read_histories, self._tick)
+        ]
 
     # Called from the loop.
 
-    def follow(self, channel: str, last: int) -> Feed:
+    def follow(self, channel: Channel) -> Feed:
         """Return the channel's feed; it is new, and not confirmed, if nobody followed the channel."""
-        feed = self.feeds.get(channel)
+        feed = self.feeds.get(channel.name)
         if feed is None:
-            feed = self.feeds[channel] = Feed(channel, last)
-            self._subscribe.append(channel)
+            feed = self.feeds[channel.name] = Feed(channel, self.fanout.key)
+            self._subscribe.append(channel.name)
             self._wanted.set()
+        elif feed.keeps == (channel.history > 0):
+            feed.rules = channel
         feed.idle_since = None
         return feed
 
@@ -92,12 +111,37 @@ class Following:
         """Forget the feeds that nobody has followed since a moment."""
         for feed in [feed for feed in self.feeds.values() if (feed.idle_since or before) < before]:
             del self.feeds[feed.channel]
+            self._unread.pop(feed, None)
             self._unsubscribe.append(feed.channel)
             self._wanted.set()
 
     def resume(self) -> None:
         """The hub is not behind any more."""
         self._drained.set()
+
+    def cursor(self, position: int) -> str | None:
+        """Return a position as a client keeps it; None before the clock is known."""
+        id_ = self.fanout.id_of(position)
+        return f"{self.epoch}-{id_}" if self.epoch and id_ else None
+
+    def position_of(self, cursor: str) -> int | None:
+        """Return the position of a client's cursor, or None if it is none that we can continue from."""
+        epoch, _, digits = cursor.rpartition("-")
+        if not epoch or epoch != self.epoch or not (digits.isascii() and digits.isdigit()):
+            return None
+        id_ = int(digits[:20])
+        if id_ > max(self.frontier, self.fanout.id_of(self.fanout.key)) + 1_000_000:
+            return None
+        return self.fanout.behind(id_)
+
+    def read_after(self, channels: Iterable[Channel], id: int) -> Page:
+        """Read a page of histories behind an id; blocks the greenlet.
+
+        Raises:
+            BusUnavailable: The bus refused or was too slow.
+        """
+        with self._commands:
+            return self._publisher.read_after(list(channels), id, MESSAGES_PER_READ)
 
     def close(self) -> None:
         gevent.killall(self._greenlets)
@@ -121,7 +165,6 @@ class Following:
             except Exception:
                 logger.exception("Reading from the bus failed")
             self._disconnect()
-            self.reconnects += 1
             gevent.sleep(pause)
             pause = min(MAX_RECONNECT, pause * 2)
 
@@ -132,7 +175,11 @@ class Following:
         subscription.connect()
         self._subscribe.clear()
         self._unsubscribe.clear()
-        self.canary_seen = time.monotonic()
+        self._unread.clear()
+        for feed in self.feeds.values():
+            if feed.keeps:
+                feed.held = []  # what comes now comes after what we have missed
+        self.tick_seen = time.monotonic()
         self._subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
         subscription.subscribe([self.own_channel, self.address.hubs_channel, *self.feeds])
 
@@ -140,6 +187,8 @@ class Following:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.close()
+        for pong in self._pings.values():
+            pong.set()
 
     def _read(self) -> None:
         subscription = self._subscription
@@ -154,38 +203,71 @@ class Following:
                 case Received():
                     self._receive(reply.channel, reply.payload)
                 case Subscribed():
-                    feed = self.feeds.get(reply.channel)
-                    if feed is not None:
-                        self.confirm(feed)
-                case Unsubscribed() | Pong() | None:
+                    self._subscribed(reply.channel)
+                case Pong():
+                    if reply.token in self._pings:
+                        self._pings[reply.token].set()
+                case Unsubscribed() | None:
                     pass
                 case _:
                     assert_never(reply)
-            if self.is_behind():
+            if self.fanout.is_behind:
                 self._drained.clear()
                 self._drained.wait()
             if time.perf_counter() > turn_ends:
                 gevent.sleep(0)
 
+    def _subscribed(self, channel: str) -> None:
+        feed = self.feeds.get(channel)
+        if feed is None:
+            return
+        if feed.keeps:
+            self._unread[feed] = None
+            self._to_read.set()
+        elif not feed.is_confirmed:
+            self.confirm(feed)
+
     def _receive(self, channel: str, payload: bytes) -> None:
         if channel == self.own_channel:
-            self.canary_seen = time.monotonic()
+            self._tick_came(payload)
             return
         feed = self.feeds.get(channel)
         if feed is None:
             return
-        if len(payload) > self.max_message_size:
-            logger.warning(
-                "A message of %d bytes on %r was dropped: more than %d",
-                len(payload),
-                channel,
-                self.max_message_size,
-            )
-            return
         try:
-            self.deliver(feed, decode(channel, payload))
+            message = decode(channel, payload)
+            if len(message.data) > self.max_message_size:
+                raise TooLarge(f"it has {len(message.data)} bytes, more than {self.max_message_size}")
         except ProtocolError as exc:
             logger.warning("A message on %r was dropped: %s", channel, exc)
+            return
+        if feed.held is not None:
+            feed.held.append(message)
+            return
+        self._check(feed, message)
+        self.fanout.append(feed, message)
+        self.delivered()
+
+    def _check(self, feed: Feed, message: Message) -> None:
+        """See that nothing is missing before a message.
+
+        Raises:
+            BusUnavailable: Something is, or the bus has begun anew: connect again and read what was missed.
+        """
+        stamp = message.stamp
+        if stamp is None or not feed.keeps:
+            return
+        if stamp.epoch != self.epoch:
+            raise BusUnavailable(f"its epoch is {stamp.epoch}, no longer {self.epoch}")
+        if stamp.previous > max(feed.last_id, self.frontier):
+            raise BusUnavailable(f"a message on {feed.channel!r} did not come")
+
+    def _tick_came(self, payload: bytes) -> None:
+        epoch, _, digits = payload.decode().partition(" ")
+        self.tick_seen = time.monotonic()
+        if epoch == self.epoch and not self._unread:
+            self.frontier = int(digits)
+            self.fanout.advance(self.frontier)
 
     def _ask(self) -> None:
         """Tell the bus what is followed and what not, many channels in one command."""
@@ -207,18 +289,160 @@ class Following:
             except BusUnavailable:
                 pass  # the reader sees it too, and connects again
 
-    def _sing(self) -> None:
-        """Publish the canary, and drop a subscription that does not bring it back."""
+    def _read_histories(self) -> None:
+        """Read the history of what was subscribed to, new or again, many channels in one command."""
         while True:
-            gevent.sleep(CANARY_INTERVAL)
+            self._to_read.wait()
+            self._to_read.clear()
+            subscription = self._subscription
+            feeds = list(self._unread)[:CHANNELS_PER_READ]
+            if subscription is None or not feeds:
+                continue
+            try:
+                known = [feed for feed in feeds if feed.is_confirmed]
+                new = [feed for feed in feeds if not feed.is_confirmed]
+                if known:
+                    self._read_missed(subscription, known)
+                if new:
+                    self._read_new(subscription, new)
+            except BusUnavailable as exc:
+                logger.warning("Histories could not be read: %s", exc)
+                subscription.close()  # the reader connects again
+            except Exception:
+                logger.exception("Reading histories failed")
+                subscription.close()
+            if self._unread:
+                self._to_read.set()
+
+    def _read_new(self, subscription: Subscription, feeds: list[Feed]) -> None:
+        """Begin feeds with what the bus has kept."""
+        with self._commands:
+            snapshot = self._publisher.snapshot([feed.rules for feed in feeds])
+        self._await_all_before(subscription)
+        self._meet_clock(snapshot.clock)
+        fanout = self.fanout
+        for feed in feeds:
+            if self._unread.pop(feed, feed) is feed:
+                continue  # nobody follows it any more
+            log = snapshot.logs[feed.channel]
+            feed.last = feed.floor = fanout.behind(log.floor)
+            feed.last_id = 0
+            for message in log.entries:
+                assert message.stamp
+                feed.append(fanout.key_of(message.stamp.id), message, fanout.feed_size)
+            feed.last_id = max(feed.last_id, snapshot.clock.id)
+            self._release(feed)
+        fanout.advance(snapshot.clock.id)
+        for feed in feeds:
+            if feed.held is None:
+                self.confirm(feed)
+
+    def _read_missed(self, subscription: Subscription, feeds: list[Feed]) -> None:
+        """Continue feeds after the connection was lost; who follows them gets what was missed, or a reset."""
+        position = min(max(feed.last_id, self.frontier) for feed in feeds)
+        gaps: set[Feed] = set()
+        messages: list[tuple[Feed, Message]] = []
+        while True:
+            page = self.read_after([feed.rules for feed in feeds], position)
+            if self._is_another_bus(page.clock):
+                self._await_all_before(subscription)
+                self._begin_anew(page.clock)
+                return
+            for feed in feeds:
+                log = page.logs[feed.channel]
+                if log.floor > max(feed.last_id, self.frontier, position):
+                    gaps.add(feed)
+                messages += [
+                    (feed, message)
+                    for message in log.entries
+                    if message.stamp and message.stamp.id <= page.bound
+                ]
+            position = page.bound
+            if position >= page.clock.id:
+                break
+        self._await_all_before(subscription)
+        for feed in gaps:
+            self._append_reset(feed, "expired")
+        for feed, message in sorted(messages, key=_id_of_pair):
+            self.fanout.append(feed, message)
+        for feed in feeds:
+            if self._unread.pop(feed, feed) is not feed:
+                feed.last_id = max(feed.last_id, position)
+                self._release(feed)
+        self.fanout.advance(position)
+        self.delivered()
+
+    def _await_all_before(self, subscription: Subscription) -> None:
+        """Wait until everything has come that was published before now.
+
+        Raises:
+            BusUnavailable: The connection has been lost meanwhile.
+        """
+        token = secrets.token_hex(8).encode()
+        pong = self._pings[token] = Event()
+        try:
+            subscription.ping(token)
+            if not pong.wait(TICK_TIMEOUT) or self._subscription is not subscription:
+                raise BusUnavailable("the subscription does not answer")
+        finally:
+            del self._pings[token]
+
+    def _release(self, feed: Feed) -> None:
+        """What came while the history was read follows it."""
+        held, feed.held = feed.held or [], None
+        for message in held:
+            if message.stamp is None or message.stamp.epoch == self.epoch:
+                self.fanout.append(feed, message)
+
+    def _is_another_bus(self, clock: Clock) -> bool:
+        return self.epoch is not None and (clock.epoch != self.epoch or clock.id < self.frontier)
+
+    def _meet_clock(self, clock: Clock) -> None:
+        if self.epoch is None:
+            self.epoch = clock.epoch
+        elif self._is_another_bus(clock):
+            raise BusUnavailable(f"it has begun anew: epoch {clock.epoch}, not {self.epoch}")
+        self.frontier = max(self.frontier, clock.id)
+
+    def _begin_anew(self, clock: Clock) -> None:
+        """The bus has lost its memory: so do we, and say so to everybody who relied on it."""
+        logger.warning("The bus has begun anew (epoch %s, was %s)", clock.epoch, self.epoch)
+        self.epoch = clock.epoch
+        self.frontier = clock.id
+        # Keys go on rising, whatever the new clock says.
+        self.fanout.shift = max(0, (self.fanout.key >> KEY_BITS) + 1 - clock.id)
+        self.fanout.advance(clock.id)
+        for feed in self.feeds.values():
+            if feed.keeps and feed.is_confirmed:
+                self._unread.pop(feed, None)
+                feed.clear(self.fanout.key)
+                feed.last_id = clock.id
+                self._append_reset(feed, "restarted")
+                self._release(feed)
+        self.delivered()
+
+    def _append_reset(self, feed: Feed, reason: str) -> None:
+        name = feed.channel.removeprefix(self.address.prefix)
+        self.fanout.append(feed, Message(name, b"", reset=Reset(reason, self.cursor(self.fanout.key))))
+
+    def _tick(self) -> None:
+        """Tick, and drop a subscription that does not bring it back."""
+        while True:
+            gevent.sleep(TICK_INTERVAL)
             subscription = self._subscription
             if subscription is None:
                 continue
             try:
-                self._publisher.publish(self.own_channel, b"")
+                with self._commands:
+                    self._publisher.tick(self.own_channel)
             except BusUnavailable as exc:
-                logger.warning("The canary could not be published: %s", exc)
-            silence = time.monotonic() - self.canary_seen
-            if silence > CANARY_TIMEOUT:
+                logger.warning("The bus's clock could not be advanced: %s", exc)
+            silence = time.monotonic() - self.tick_seen
+            if silence > TICK_TIMEOUT:
                 logger.warning("The subscription has been silent for %.0f s: connecting again", silence)
                 subscription.close()
+
+
+def _id_of_pair(pair: tuple[Feed, Message]) -> int:
+    stamp = pair[1].stamp
+    return stamp.id if stamp else 0

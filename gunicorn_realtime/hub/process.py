@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import socket
@@ -17,9 +18,8 @@ import gevent.event
 from gevent import monkey
 
 from ..bus.address import BusAddress
-from ..bus.message import Message
 from ..engines.base import Engine, make_engine
-from ..errors import OffloadRefused, ProtocolError, TooLarge
+from ..errors import BusUnavailable, OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import receive
@@ -77,11 +77,10 @@ class Hub:
         self.opening: dict[Connection, float] = {}  # until when they wait for the bus
         self.lagging: dict[Connection, None] = {}
         self.engines: dict[tuple[str, str], Engine] = {}
-        self.audiences: dict[tuple[Engine, tuple[Feed, ...]], Audience] = {}
+        self.audiences: dict[tuple[Engine, tuple[Feed, ...], Following], Audience] = {}
+        self.paging: set[Connection] = set()  # those whose history is read from the bus
         self.followings: dict[BusAddress, Following] = {}
         self.announced: BusAddress | None = None  # the bus of the application as it is now
-        # Twice the largest message: the newest one never pushes out what is being sent.
-        self.fanout = Fanout(max(settings.feed_size, 2 * (settings.message_size + OVERHEAD)))
         self.is_stopping = False
         self.told: set[Connection] = set()  # those who have been sent their goodbye
         self.stopped = gevent.event.Event()
@@ -151,11 +150,9 @@ class Hub:
             _refuse(fd, handover)
             return
         following = self._following(handover.offload.bus)
-        followed = [
-            following.follow(channel.name, self.fanout.key) for channel in handover.offload.followed
-        ]
+        followed = [following.follow(channel) for channel in handover.offload.followed]
         feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
-        connection = Connection(self, fd, self._audience(engine, feeds), address, handover)
+        connection = Connection(self, fd, self._audience(engine, feeds, following), address, handover)
         self.connections[fd] = connection
         if address:
             self.per_address[address] += 1
@@ -178,21 +175,82 @@ class Hub:
         return None
 
     def _open(self, connection: Connection) -> None:
-        """Its channels are followed: from here on it gets what is published."""
+        """Its channels are followed: from here on it gets what is published, after what it has missed."""
+        self._send_head(connection)
         handover = self._wait_no_longer(connection)
-        if handover is None:
+        if handover is None or connection.fd < 0:
             return
-        connection.position = self.fanout.key
+        following = connection.audience.following
+        kept = [feed for feed in connection.audience.feeds if feed.keeps]
+        connection.position = following.fanout.key
         try:
-            connection.audience.engine.open(connection, handover)
+            if kept and handover.offload.cursor is not None:
+                self._resume(connection, following, kept, handover.offload.cursor)
+            else:
+                connection.send_newest([feed for feed in kept if feed.is_latest])
+        except OSError as exc:
+            self.close(connection, left(exc))
+            return
+        if connection.pager is None and connection.lag is None:
+            connection.catch_up()
+
+    def _send_head(self, connection: Connection) -> None:
+        handover = connection.opening
+        if handover is None or connection.is_open:
+            return
+        connection.is_open = True
+        self.opening[connection] = math.inf
+        following = connection.audience.following
+        cursor = None
+        if handover.offload.cursor is None and any(feed.keeps for feed in connection.audience.feeds):
+            cursor = following.cursor(following.fanout.key)
+        try:
+            connection.audience.engine.open(connection, handover, cursor)
         except OSError as exc:
             self.close(connection, left(exc))
         except Exception:
             logger.exception("A connection could not be opened")
             self.close(connection, "it could not be opened")
+
+    def _resume(self, connection: Connection, following: Following, feeds: list[Feed], cursor: str) -> None:
+        """Continue behind a client's cursor: from the feeds, else from the bus, else by a reset."""
+        position = following.position_of(cursor)
+        if position is None:
+            connection.send_reset(feeds, "unknown")
+        elif all(feed.floor <= position for feed in feeds if not feed.is_latest):
+            connection.position = min(position, connection.position)
         else:
-            if connection.lag is None:
-                connection.audience.join(connection)
+            connection.pager = gevent.event.Event()
+            self.paging.add(connection)
+            gevent.spawn(self._send_pages, connection, following, feeds, following.fanout.id_of(position))
+
+    def _send_pages(self, connection: Connection, following: Following, feeds: list[Feed], id_: int) -> None:
+        """Bring a client whose cursor is older than the feeds up to them, page by page from the bus."""
+        fanout, epoch = following.fanout, following.epoch
+        rules = [feed.rules for feed in feeds]
+        try:
+            while connection.fd >= 0 and any(feed.floor > fanout.behind(id_) for feed in feeds):
+                page = following.read_after(rules, id_)
+                if following.epoch != epoch or page.clock.epoch != epoch:
+                    connection.send_reset(feeds, "restarted")
+                    id_ = fanout.id_of(fanout.key)
+                    break
+                gaps = [feed for feed in feeds if page.logs[feed.channel].floor > id_]
+                if gaps:
+                    connection.send_reset(gaps, "expired")
+                connection.send_page(page)
+                connection.wait_until_sent()
+                id_ = page.bound
+        except OSError as exc:
+            self.close(connection, left(exc))
+        except BusUnavailable as exc:
+            self.close(connection, f"its history could not be read: {exc}")
+        finally:
+            connection.pager = None
+            self.paging.discard(connection)
+        if connection.fd >= 0:
+            connection.position = min(fanout.behind(id_), fanout.key)
+            connection.catch_up()
 
     def _wait_no_longer(self, connection: Connection) -> Handover | None:
         handover, connection.opening = connection.opening, None
@@ -210,11 +268,11 @@ class Hub:
             engine = self.engines[key] = make_engine(offload.engine, offload.options)
         return engine
 
-    def _audience(self, engine: Engine, feeds: tuple[Feed, ...]) -> Audience:
-        key = (engine, feeds)
+    def _audience(self, engine: Engine, feeds: tuple[Feed, ...], following: Following) -> Audience:
+        key = (engine, feeds, following)
         audience = self.audiences.get(key)
         if audience is None:
-            audience = self.audiences[key] = Audience(engine, feeds, self.connections)
+            audience = self.audiences[key] = Audience(engine, feeds, self.connections, following)
             for feed in feeds:
                 feed.audiences.append(audience)
         return audience
@@ -222,41 +280,44 @@ class Hub:
     def _following(self, address: BusAddress) -> Following:
         following = self.followings.get(address)
         if following is None:
+            # Twice the largest message: the newest one never pushes out what is being sent.
+            settings = self.settings
+            fanout = Fanout(max(settings.feed_size, 2 * (settings.message_size + OVERHEAD)))
             following = self.followings[address] = Following(
-                address, self.deliver, self.confirm, self._is_behind, self.settings.message_size
+                address, fanout, self.delivered, self.confirm, settings.message_size
             )
         return following
 
     # Messages come.
 
-    def deliver(self, feed: Feed, message: Message) -> None:
-        self.fanout.append(feed, message)
+    def delivered(self) -> None:
+        """A message has been added to a fan-out."""
         if not self.slice_is_due:
             self.slice_is_due = True
             self.loop.run_callback(self._run_slice)
 
     def confirm(self, feed: Feed) -> None:
+        """From here on nothing is missed of this feed."""
         feed.is_confirmed = True
         for connection in list(feed.waiting):
             if all(feed.is_confirmed for feed in connection.audience.feeds):
                 self._open(connection)
 
-    def _is_behind(self) -> bool:
-        return self.fanout.is_behind
-
     def _run_slice(self) -> None:
-        for connection, exc in self.fanout.run_slice():
-            if exc is None:
-                self.finish(connection)
-            else:
-                self.close(connection, left(exc))
-        if self.fanout.queue:
+        fanouts = [following.fanout for following in self.followings.values()]
+        for fanout in fanouts:
+            for connection, exc in fanout.run_slice():
+                if exc is None:
+                    self.finish(connection)
+                else:
+                    self.close(connection, left(exc))
+        if any(fanout.queue for fanout in fanouts):
             # By a timer and not by a callback: the loop polls its descriptors in between.
             self.slice_timer.start(self._run_slice)
             return
         self.slice_is_due = False
-        self.fanout.forget(self.lagging)
         for following in self.followings.values():
+            following.fanout.forget(self.lagging)
             following.resume()
 
     # Connections go.
@@ -329,14 +390,15 @@ class Hub:
     def _tick(self, second: int, now: float) -> None:
         for connection, deadline in list(self.opening.items()):
             if now > deadline:
-                self._open(connection)  # it gets what is published once the bus is back
+                self._send_head(connection)  # the rest comes once the bus is back
         for connection in list(self.lagging):
             lag = connection.lag
             if connection.has_fallen_off:
                 self.close(connection, "slow client")
             elif lag and now - lag.since > self.settings.write_timeout:
                 self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
-        self.fanout.forget(self.lagging)
+        for following in self.followings.values():
+            following.fanout.forget(self.lagging)
         for audience in list(self.audiences.values()):
             self._attend(audience, second, now)
         self._forget_idle(now)
@@ -353,13 +415,20 @@ class Hub:
             period = max(1, round(engine.heartbeat))
             for connection in audience.members((second + id(audience) // 64) % period, period):
                 try:
-                    connection.send(engine.beat())
+                    connection.send(engine.beat(self._frontier(audience)))
                 except OSError as exc:
                     self.close(connection, left(exc))
 
+    def _frontier(self, audience: Audience) -> str | None:
+        """Return the cursor of who has everything, if the channels have a history."""
+        following = audience.following
+        if audience.runs is not None or not following.epoch or not any(feed.keeps for feed in audience.feeds):
+            return None
+        return f"{following.epoch}-{following.frontier}"
+
     def _forget_idle(self, now: float) -> None:
         # Those who open or lag have no place in their audience, but come back to it.
-        awaited = {connection.audience for connection in (*self.opening, *self.lagging)}
+        awaited = {connection.audience for connection in (*self.opening, *self.lagging, *self.paging)}
         for key, audience in list(self.audiences.items()):
             if audience.is_empty and audience.runs is None and audience not in awaited:
                 del self.audiences[key]
@@ -396,7 +465,7 @@ class Hub:
     def _say_goodbye(self, connection: Connection) -> None:
         if connection.fd < 0:
             return  # it has left while others were told
-        if connection.opening is not None:
+        if connection.opening is not None and not connection.is_open:
             opening = connection.opening
             _refuse(self._remove(connection), opening)
             return

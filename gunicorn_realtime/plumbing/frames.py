@@ -6,6 +6,9 @@
     fields             JSON object
     head               the response's head (a handover)
     rest               what was read of the connection beyond the request's head
+
+Numbers are in network order. A hub outlives workers, so the two may be of different versions of
+this package: hence the protocol's number.
 """
 
 from __future__ import annotations

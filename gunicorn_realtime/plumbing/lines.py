@@ -187,10 +187,15 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
         BlockingIOError: There is none.
         OffloadRefused: It was cut, as happens to a receiver without free descriptors.
     """
+    # Not socket.recv_fds: it takes flags and forgets them.
+    room = socket.CMSG_LEN(array("i").itemsize)
     cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_FRAME_SIZE, 1, cloexec)
+    data, ancillary, flags, _ = sock.recvmsg(MAX_FRAME_SIZE, room, cloexec)
+    fds = array("i")
+    for _level, _type, rights in ancillary:  # nothing but SCM_RIGHTS comes here
+        fds.frombytes(rights)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
         raise OffloadRefused("a handover was cut: no descriptor is free")
-    return data, fds
+    return data, list(fds)

@@ -165,5 +165,11 @@ def encode_array(items: Iterable[bytes]) -> bytes:
     return b"*%d\r\n%b" % (len(items), b"".join(items))
 
 
+def encode_push(kind: bytes, channel: bytes | None, item: bytes) -> bytes:
+    """Return what a client in subscribe mode is told about a channel."""
+    encoded_channel = NULL if channel is None else encode_bulk_string(channel)
+    return encode_array((encode_bulk_string(kind), encoded_channel, item))
+
+
 def _one_line(text: str) -> bytes:
     return LINE_BREAK.sub(" ", text).encode("utf-8", "surrogateescape")

@@ -49,7 +49,14 @@ def encode_retry(seconds: float) -> bytes:
     return b"retry: %d\n\n" % round(seconds * 1000)
 
 
+def encode_id(id: str) -> bytes:
+    """Return a block that sets the client's last event id, and is no event."""
+    return b"id: " + _one_line("id", id) + b"\n\n"
+
+
 def _one_line(name: str, value: str) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(f"an SSE {name} must be a string: {value!r}")
     if "\n" in value or "\r" in value:
         raise ValueError(f"an SSE {name} must be one line: {value!r}")
     return value.encode("utf-8", "replace")

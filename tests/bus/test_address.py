@@ -39,6 +39,14 @@ def test_hubs_channel_is_reserved():
         address.channel(address.hubs_channel.removeprefix("site:"))
 
 
+def test_keys_have_the_prefix_once_and_no_channel_can_be_one():
+    address = BusAddress("redis://h", prefix="site:")
+    assert address.clock_key == "site:rt:clock"
+    assert address.log_key(address.channel("news")) == "site:rt:log:news"
+    with pytest.raises(ChannelNameError):
+        address.channel("rt:log:news")
+
+
 def test_local_address_names_a_directory():
     address = BusAddress("local:/run/site")
     assert address.is_local

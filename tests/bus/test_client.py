@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gunicorn_realtime.bus.address import BusAddress
-from gunicorn_realtime.bus.client import Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
+from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.bus.client import (
+    Outgoing,
+    Pong,
+    Publisher,
+    Received,
+    Subscribed,
+    Subscription,
+    Unsubscribed,
+)
 from gunicorn_realtime.errors import BusUnavailable
 from gunicorn_realtime.protocols import resp
 from tests.bus.conftest import TIMEOUT, follow
@@ -18,6 +27,10 @@ SHORT_TIMEOUT = 0.2  # where nothing is expected to come
 
 # Nobody listens there.
 NO_BUS = "redis://someone:secret@127.0.0.1:1/0?client_name=test"
+
+
+def outgoing(channel: str, data: bytes) -> Outgoing:
+    return Outgoing(Channel(channel), data)
 
 
 # Publishing
@@ -42,15 +55,15 @@ def test_publish_returns_the_number_of_subscribers(publisher, subscription):
 def test_messages_published_together_keep_their_order(publisher, subscription):
     follow(subscription, "news")
 
-    receivers = publisher.publish_many([("news", b"1"), ("sports", b"2"), ("news", b"3")])
+    cursors = publisher.send([outgoing("news", b"1"), outgoing("sports", b"2"), outgoing("news", b"3")])
 
-    assert receivers == [1, 0, 1]
+    assert cursors == [None, None, None]
     assert subscription.read(TIMEOUT) == Received("news", b"1")
     assert subscription.read(TIMEOUT) == Received("news", b"3")
 
 
 def test_no_messages_need_no_bus():
-    assert Publisher(BusAddress(NO_BUS)).publish_many([]) == []
+    assert Publisher(BusAddress(NO_BUS)).send([]) == []
 
 
 def test_hubs_are_counted_by_the_channel_that_they_all_follow(publisher, subscription, bus_address):
@@ -99,7 +112,7 @@ def test_publish_works_after_a_restart_of_the_bus(server, publisher):
     publisher.publish("news", b"before")
     server.restart()
     assert publisher.publish("news", b"after") == 0
-    assert publisher.publish_many([("news", b"after")] * 2) == [0, 0]
+    assert publisher.send([outgoing("news", b"after")] * 2) == [None, None]
 
 
 def test_publish_without_a_bus_fails_until_it_is_back(server, publisher, bus_address):
@@ -199,7 +212,7 @@ def test_message_is_sent_once_to_a_server_that_drops_the_connection(start_failin
     with pytest.raises(BusUnavailable):
         publisher.publish("news", b"hello")
     with pytest.raises(BusUnavailable):
-        publisher.publish_many([("news", b"hello")])
+        publisher.send([outgoing("news", b"hello")])
 
     assert server.commands == [b"PUBLISH", b"PUBLISH"]
     publisher.close()

@@ -17,7 +17,8 @@ import pytest
 
 from gunicorn_realtime.bus import local
 from gunicorn_realtime.bus.address import BusAddress
-from gunicorn_realtime.bus.client import Publisher, Received, Subscription
+from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.bus.client import Outgoing, Publisher, Received, Subscription
 from gunicorn_realtime.bus.local import LocalBus, local_directory, own_local_bus
 from gunicorn_realtime.errors import BusUnavailable
 from gunicorn_realtime.protocols.resp import encode_array, encode_bulk_string
@@ -286,6 +287,11 @@ def test_client_of_another_user_is_disconnected(bus, directory, caplog):
         (b"PUBLISH news hello world", b"-ERR wrong number of arguments for 'publish' command\r\n"),
         (b"SUBSCRIBE", b"-ERR wrong number of arguments for 'subscribe' command\r\n"),
         (b"PUBSUB", b"-ERR wrong number of arguments for 'pubsub' command\r\n"),
+        (b"RT.TICK 1", b"-ERR wrong number of arguments for 'rt.tick' command\r\n"),
+        (b"RT.TICK 2 clock", b"-ERR wrong arguments for a script\r\n"),
+        (b"RT.PUBLISH 1 clock e '' 0", b"-ERR wrong arguments for a script\r\n"),
+        (b"RT.SNAPSHOT 2 clock log e '' 0 many 1", b"-ERR wrong arguments for a script\r\n"),
+        (b"RT.SNAPSHOT 2 clock log e '' 0 10", b"-ERR wrong arguments for a script\r\n"),
         (b"CLIENT SETNAME", b"-ERR wrong number of arguments for 'client|setname' command\r\n"),
     ],
 )
@@ -375,7 +381,7 @@ def test_all_followers_see_the_same_order(bus, directory):
     def publish(name: bytes) -> None:
         publisher = Publisher(address_of(directory))
         for number in range(0, 300, 3):
-            publisher.publish_many([("news", b"%b %d" % (name, number + more)) for more in range(3)])
+            publisher.send([Outgoing(Channel("news"), b"%b %d" % (name, number + more)) for more in range(3)])
         publisher.close()
 
     threads = [threading.Thread(target=publish, args=(name,)) for name in (b"a", b"b", b"c")]

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_realtime.bus.message import MAGIC, MAX_HEADER_SIZE, Message, Stamp, decode, encode
+from gunicorn_realtime.bus.message import (
+    MAGIC,
+    MAX_HEADER_SIZE,
+    Message,
+    Stamp,
+    decode,
+    decode_body,
+    encode,
+    encode_body,
+)
 from gunicorn_realtime.errors import ProtocolError
 from gunicorn_realtime.protocols import sse
 
@@ -15,6 +24,14 @@ from gunicorn_realtime.protocols import sse
 def test_what_was_encoded_is_decoded_again(data, event):
     message = decode("news", encode(data, event))
     assert (message.channel, message.data, message.event, message.stamp) == ("news", data, event, None)
+
+
+@given(st.binary(), st.none() | st.text())
+def test_body_is_what_follows_the_stamp(data, event):
+    stamp = Stamp("a1b2c3", 2, 1)
+    body = encode_body(data, event)
+    for message in (decode_body("news", body, stamp), decode("news", MAGIC + b"a1b2c3 2 1\n" + body)):
+        assert (message.data, message.event, message.stamp) == (data, event, stamp)
 
 
 @given(st.one_of(st.text(), st.text().map(lambda text: "\u00ffRT1\n{}\n" + text)))

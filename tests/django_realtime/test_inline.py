@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -89,6 +91,165 @@ def test_raw_passes_messages_on_and_event_names_those_without_a_name(port):
 
         assert raw.next_event().id == "7"
         assert [event.event for event in named.next_events(2)] == ["news", "own"]
+
+
+def returning(port: int, path: str, cursor: str) -> SSEClient:
+    return SSEClient(port, path, headers={"Last-Event-ID": cursor})
+
+
+def reset_of(client: SSEClient) -> dict:
+    event = client.next_event()
+    assert event.event == "reset"
+    return json.loads(event.data)
+
+
+@pytest.fixture(params=["local", "redis"])
+def bus(request, settings) -> None:
+    """A bus of each kind, with a prefix; the local one belongs to the live server."""
+    settings.REALTIME = {**settings.REALTIME, "PREFIX": "site:"}
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        settings.REALTIME = {**settings.REALTIME, "BUS": server.url}
+
+
+def test_events_have_the_ids_that_publish_returned(port, bus):
+    with open_stream(port, "/both") as client:
+        ids = realtime.publish_many([("channel_2", "a"), ("channel_1", "b"), ("channel_2", "c")])
+
+        assert [(event.data, event.id) for event in client.next_events(3)] == list(
+            zip("abc", ids, strict=True)
+        )
+
+
+def test_a_client_that_returns_gets_what_it_has_missed_in_order_and_once(port, bus):
+    http_get(port, "/none")  # owns the local bus
+    first, *_ = realtime.publish_many([(f"channel_{n % 2 + 1}", str(n)) for n in range(20)])
+
+    with returning(port, "/both", first) as client:
+        missed = client.next_events(19)
+        realtime.publish("channel_1", "live")
+
+        assert [event.data for event in [*missed, client.next_event()]] == [*map(str, range(1, 20)), "live"]
+
+
+def test_history_of_several_pages_keeps_its_order(port, local_bus, settings):
+    settings.REALTIME = {**settings.REALTIME, "CHANNELS": {"*": {"history": 2000}}}
+    count = 3 * inline.PAGE_SIZE
+    first, *_ = realtime.publish_many(
+        [("channel_1" if n % 3 else "channel_2", str(n)) for n in range(count + 1)]
+    )
+
+    with returning(port, "/both", first) as client:
+        assert [event.data for event in client.next_events(count)] == [str(n + 1) for n in range(count)]
+
+
+def test_what_arrives_while_a_stream_opens_is_delivered_once(port, local_bus):
+    """Each publisher's messages are a chain, whichever part of it comes from the history."""
+    first = realtime.publish("lotofnews", "start")
+    with ThreadPoolExecutor(1) as executor:
+        publishing = executor.submit(
+            lambda: [realtime.publish("lotofnews", str(number)) for number in range(90)]
+        )
+        clients = [returning(port, "/news", first) for _ in range(5)]
+        publishing.result(30)
+
+    for client in clients:
+        with client:
+            assert [event.data for event in client.next_events(90)] == [str(number) for number in range(90)]
+
+
+def test_a_hole_is_told_with_the_channel_s_name_before_what_is_left(port, bus, settings):
+    settings.REALTIME = {
+        **settings.REALTIME,
+        "CHANNELS": {"channel_1": {"ttl": 0.001}, "channel_2": {"ttl": 60}},
+    }
+    http_get(port, "/none")
+    first, _, kept = realtime.publish_many([("channel_1", "a"), ("channel_1", "b"), ("channel_2", "c")])
+    wait_until(lambda: _id(realtime.cursor()) > _id(first) + 2000, what="the history's end")
+
+    with returning(port, "/both", first) as client:
+        assert reset_of(client) == {"channels": ["channel_1"], "reason": "expired"}
+        assert client.next_event().id == kept
+
+
+def _id(cursor: str) -> int:
+    return int(cursor.split("-")[1])
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["nonsense", "0", "-", "{epoch}-", "{epoch}-x", "other-1", "{epoch}-9999999999999999", 200 * "x"],
+)
+def test_a_cursor_that_is_not_the_bus_s_is_answered_with_a_reset(port, local_bus, cursor):
+    old = realtime.publish("lotofnews", "old")
+    epoch = old.split("-")[0]
+
+    with returning(port, "/news", cursor.format(epoch=epoch)) as client:
+        assert reset_of(client) == {"channels": ["lotofnews"], "reason": "unknown cursor"}
+        assert client.last_event_id.startswith(f"{epoch}-")
+        assert client.last_event_id > old
+        realtime.publish("lotofnews", "new")
+        assert client.next_event().data == "new"
+
+
+def test_another_life_of_the_local_bus_is_told_by_a_reset(port, bus_directory):
+    with open_stream(port, "/news") as client:
+        cursor = realtime.publish("lotofnews", "a")
+        client.next_event()
+        inline._leave_buses(setting="REALTIME")
+        client.wait_closed()
+
+    with returning(port, "/news", cursor) as client:
+        assert reset_of(client)["channels"] == ["lotofnews"]
+
+
+def test_a_new_client_gets_nothing_old(port, local_bus):
+    realtime.publish("lotofnews", "old")
+
+    with open_stream(port, "/news") as client:
+        realtime.publish("lotofnews", "new")
+
+        assert client.next_event().data == "new"
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        (None, ["3", "4"]),
+        (0, ["x", "3", "4"]),
+        (2, ["3", "4"]),
+        (3, ["4"]),
+    ],
+)
+def test_who_wants_the_latest_gets_the_current_value_at_once(port, local_bus, settings, position, expected):
+    rules = {"channel_1": {"history": 1, "slow_client": "latest"}}
+    settings.REALTIME = {**settings.REALTIME, "CHANNELS": rules}
+    ids = realtime.publish_many(
+        [("channel_1", "1"), ("channel_1", "2"), ("channel_2", "x"), ("channel_1", "3")]
+    )
+
+    with returning(port, "/both", "" if position is None else ids[position]) as client:
+        realtime.publish("channel_1", "4")
+
+        assert [event.data for event in client.next_events(len(expected))] == expected
+
+
+def test_after_a_reset_the_current_value_comes_as_well(port, local_bus, settings):
+    settings.REALTIME = {**settings.REALTIME, "CHANNELS": {"*": {"history": 1, "slow_client": "latest"}}}
+    realtime.publish_many([("lotofnews", "1"), ("lotofnews", "2")])
+
+    with returning(port, "/news", "nonsense") as client:
+        assert [event.event for event in client.next_events(2)] == ["reset", "message"]
+
+
+def test_channels_without_history_have_no_ids_and_no_resets(port, local_bus, settings):
+    settings.REALTIME = {**settings.REALTIME, "CHANNELS": {"*": {"history": 0}}}
+
+    with returning(port, "/news", "nonsense") as client:
+        client.read_until(lambda: client.comments)
+        realtime.publish("lotofnews", "a")
+
+        assert (client.next_event().data, client.last_event_id) == ("a", "")
 
 
 def test_silence_is_broken_by_a_comment(port, settings):
@@ -200,12 +361,12 @@ class TestClientTests(TestCase):
     def test_stream_of_the_test_client(self):
         response = self.client.get("/news")
         first = next(iter(response))
-        realtime.publish("lotofnews", "hello", immediately=True)
+        message_id = realtime.publish("lotofnews", "hello", immediately=True)
         event = next(iter(response))
         response.close()
 
         assert first.startswith(b"retry: ")
-        assert event == b"data: hello\n\n"
+        assert event == f"id: {message_id}\ndata: hello\n\n".encode()
         assert connection.in_atomic_block
 
 

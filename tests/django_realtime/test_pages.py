@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from django.urls import reverse
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import django_realtime as realtime
+from testproject.settings import REALTIME as DEMO
 
 
 def test_index_links_to_the_examples(live_server, page: Page):
@@ -25,6 +26,24 @@ def test_news_shows_what_is_published_with_its_line_breaks(live_server, page: Pa
     message = page.locator("#messages li span")
     expect(message).to_have_js_property("textContent", "one\ntwo <b>lines</b>")
     expect(message).to_have_css("white-space", "pre-wrap")
+
+
+def test_news_has_what_was_published_before_its_stream_was_open(live_server, page: Page):
+    def publish_first(route: Route) -> None:
+        realtime.publish("lotofnews", "between the page and its stream")
+        route.continue_()
+
+    page.route("**/events/news*", publish_first)
+    page.goto(live_server.url + reverse("news"))
+
+    expect(page.locator("#messages li span")).to_have_text(["between the page and its stream"])
+
+
+def test_news_says_that_something_may_be_missing(live_server, page: Page):
+    page.route("**/events/news*", lambda route: route.continue_(url=f"{live_server.url}/events/news?since=x"))
+    page.goto(live_server.url + reverse("news"))
+
+    expect(page.locator("#messages li span")).to_have_text(["Some messages may be missing here."])
 
 
 def test_news_form_publishes(live_server, page: Page):
@@ -65,6 +84,17 @@ def test_channels_are_columns_of_their_own(live_server, page: Page):
     expect(columns.nth(1).locator("li")).to_have_text(["to the second"])
     expect(columns.nth(4).locator("li")).to_have_text(["to the fifth"])
     expect(page.locator("[data-events] li")).to_have_count(2)
+
+
+def test_channels_show_the_current_value_at_once(live_server, page: Page, settings):
+    settings.REALTIME = {**settings.REALTIME, "CHANNELS": DEMO["CHANNELS"]}
+    page.goto(live_server.url)  # the server owns the bus from its first request on
+    realtime.publish("channel_2", "old")
+    realtime.publish("channel_2", "current")
+
+    page.goto(live_server.url + reverse("channels"))
+
+    expect(page.locator("[data-events]").nth(1).locator("li")).to_have_text(["current"])
 
 
 def test_channels_publisher_starts_and_stops(live_server, page: Page, settings, tmp_path):

@@ -14,6 +14,7 @@ from django.urls import path, reverse
 
 import django_realtime as realtime
 from django_realtime.conf import conf
+from gunicorn_realtime.bus.channel import Channel, SlowClient
 from gunicorn_realtime.plumbing.offload import ENVIRON_KEY, Offload
 from tests.django_realtime.conftest import run_async
 
@@ -80,6 +81,10 @@ class Server:
         return response
 
 
+def names(offload: Offload) -> list[str]:
+    return [channel.name for channel in offload.followed]
+
+
 @pytest.fixture
 def hub_server() -> Server:
     return Server(offloads=True)
@@ -98,7 +103,52 @@ def test_stream_is_offloaded_when_the_server_asks_for_the_body(hub_server, setti
     assert response.status_code == 200
     assert response.content == b""
     options = {"raw": False, "event": None, "heartbeat": 10.0, "retry": [2.0, 4.0]}
-    assert hub_server.offloaded == [Offload("sse", ("site:lotofnews",), conf.bus, options)]
+    channels = (Channel("site:lotofnews", 100, 300.0, SlowClient.RESUME),)
+    assert hub_server.offloaded == [Offload("sse", channels, conf.bus, options, cursor=None)]
+
+
+def test_channels_have_the_site_s_rules(hub_server, settings):
+    settings.REALTIME = {"CHANNELS": {"room-*": {"history": 1, "ttl": 60, "slow_client": "latest"}}}
+
+    hub_server.get("/room/7")
+
+    [offload] = hub_server.offloaded
+    assert offload.channels == (
+        Channel("room-7", 1, 60.0, SlowClient.LATEST),
+        Channel("all-{rooms}", 100, 300.0, SlowClient.RESUME),
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "cursor"),
+    [
+        ("", None, None),
+        ("?last_event_id=", "", None),
+        ("", "abc123-17", "abc123-17"),
+        ("?last_event_id=abc123-17", None, "abc123-17"),
+        ("?since=abc123-17", None, "abc123-17"),
+        ("?since=s-1&last_event_id=l-1", None, "l-1"),
+        ("?since=s-1&last_event_id=l-1", "h-1", "h-1"),
+        ("?last_event_id=&since=s-1", None, "s-1"),
+        ("", 100 * "x", 100 * "x"),
+        ("", 101 * "x", "invalid"),
+        ("", "größe".encode().decode("latin-1"), "invalid"),
+        ("?since=%C3%BC", None, "invalid"),
+        ("?since=%FF", None, "invalid"),
+        ("?since=a%0Ab", None, "invalid"),
+        ("?since=a%00b", None, "invalid"),
+    ],
+)
+def test_a_client_says_where_it_has_stopped(hub_server, query, header, cursor):
+    hub_server.get(f"/news{query}", **({} if header is None else {"HTTP_LAST_EVENT_ID": header}))
+
+    assert hub_server.offloaded[0].cursor == cursor
+
+
+def test_ids_in_a_raw_stream_are_no_cursors_of_ours(hub_server):
+    hub_server.get("/room/7", HTTP_LAST_EVENT_ID="7")
+
+    assert hub_server.offloaded[0].cursor is None
 
 
 def test_headers_keep_the_stream_from_caches_buffers_and_encodings(hub_server):
@@ -123,7 +173,7 @@ def test_names_are_made_of_the_url(hub_server):
     hub_server.get("/room/7")
 
     [offload] = hub_server.offloaded
-    assert offload.channels == ("room-7", "all-{rooms}")
+    assert names(offload) == ["room-7", "all-{rooms}"]
     assert offload.options["raw"] is True
     assert offload.options["event"] == "said"
 
@@ -131,19 +181,19 @@ def test_names_are_made_of_the_url(hub_server):
 def test_braces_in_the_url_are_text(hub_server):
     hub_server.get("/name/{request}")
 
-    assert hub_server.offloaded[0].channels == ("{request}",)
+    assert names(hub_server.offloaded[0]) == ["{request}"]
 
 
 def test_a_function_names_the_channels_and_each_is_followed_once(hub_server):
     hub_server.get("/callable/7?side=left")
 
-    assert hub_server.offloaded[0].channels == ("room-7", "room-7-left")
+    assert names(hub_server.offloaded[0]) == ["room-7", "room-7-left"]
 
 
 def test_a_function_may_return_one_name(hub_server):
     hub_server.get("/one")
 
-    assert hub_server.offloaded[0].channels == ("one",)
+    assert names(hub_server.offloaded[0]) == ["one"]
 
 
 @pytest.mark.parametrize("path", ["/none", "/empty"])

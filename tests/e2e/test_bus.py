@@ -36,8 +36,11 @@ def test_what_redis_cli_publishes_reaches_the_clients(plain, redis_server, kind)
 def test_redis_over_tls_works(plain, tmp_path):
     certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", certificate),
+        ],
         check=True,
         capture_output=True,
     )
@@ -108,7 +111,9 @@ def test_hub_killed_under_load_serves_who_comes_back(plain, redis_server):
         published_before = len(flow.published)
         had = [len(client.data) for client in swarm.clients]
         swarm.wait_until(
-            lambda: all(len(client.data) >= before + 20 for client, before in zip(swarm.clients, had, strict=True))
+            lambda: all(
+                len(client.data) >= before + 20 for client, before in zip(swarm.clients, had, strict=True)
+            )
         )
         published = flow.stop()[published_before:]
         swarm.wait_until(lambda: all(client.data[-1] == published[-1] for client in swarm.clients))

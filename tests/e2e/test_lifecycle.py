@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,8 +49,13 @@ def use_up_max_requests(server):
 
 def touch_a_module(server):
     before = set(server.worker_pids())
-    (Path(server.env["PYTHONPATH"]) / "reloaded_app.py").touch()
-    wait_until(lambda: len(server.worker_pids()) == 2 and not before & set(server.worker_pids()))
+    module = Path(server.env["PYTHONPATH"]) / "reloaded_app.py"
+
+    def all_are_new() -> bool:
+        module.touch()  # again: a worker that has just begun sees only what changes after its first look
+        return len(server.worker_pids()) == 2 and not before & set(server.worker_pids())
+
+    wait_until(all_are_new, timeout=60)
 
 
 def hang_a_worker(server):
@@ -182,9 +186,7 @@ def test_forked_child_of_the_application_does_not_keep_a_hub_alive(gunicorn, bus
         "    time.sleep(20)\n"
         "    os._exit(0)\n"
     )
-    server = gunicorn(
-        "forking_app:application", env={"BUS": f"local:{bus_directory}"}, python_path=tmp_path
-    )
+    server = gunicorn("forking_app:application", env={"BUS": f"local:{bus_directory}"}, python_path=tmp_path)
     hub_of(server)
 
     server.signal(signal.SIGKILL)

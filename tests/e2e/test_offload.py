@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import SSEClient, connect, http_get
+from tests.clients import SSEClient, connect
 from tests.e2e.conftest import PLAIN_APP, flowing
 from tests.servers import GunicornServer, free_port
 from tests.waiting import wait_until
-
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -55,7 +54,7 @@ def test_first_byte_comes_at_once_and_sets_a_jittered_retry(plain):
 
     for _ in range(5):
         with SSEClient(server.address, "/sse/news") as client:
-            client.read_until(lambda: client.retry)  # noqa: B023
+            client.read_until(lambda: client.retry)
             retries.add(client.retry)
 
     assert all(1000 <= retry <= 5000 for retry in retries)
@@ -81,9 +80,7 @@ def test_access_log_and_hub_log_have_a_line_each(plain, publish):
         publish(server, "news", "hello")
         client.next_event()
 
-    line = server.wait_for_log(
-        r"sse news from (\S+): (\S+) s, (\d+) messages, (\d+) bytes, the client left"
-    )
+    line = server.wait_for_log(r"sse news from (\S+): (\S+) s, (\d+) messages, (\d+) bytes, the client left")
     assert int(line[3]) == 1
     assert int(line[4]) == len(client.raw)
 
@@ -214,12 +211,30 @@ def test_tls_in_gunicorn_is_answered_501_with_a_sentence(tmp_path, bus_directory
     certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
     subject = ["-subj", "/CN=localhost", "-days", "2"]
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", key, "-out", certificate],
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            *subject,
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
         check=True,
         capture_output=True,
     )
     server = GunicornServer(
-        tmp_path, PLAIN_APP, "--certfile", certificate, "--keyfile", key, env={"BUS": f"local:{bus_directory}"}
+        tmp_path,
+        PLAIN_APP,
+        "--certfile",
+        certificate,
+        "--keyfile",
+        key,
+        env={"BUS": f"local:{bus_directory}"},
     )
     server._answers = lambda: True  # it speaks TLS, which the harness does not
 

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gevent
 import pytest
 
 from gunicorn_realtime.bus.address import BusAddress
+from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.message import Message
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.hub.connection import Connection
-from gunicorn_realtime.hub.feed import Feed
+from gunicorn_realtime.hub.fanout import Fanout
+from gunicorn_realtime.hub.feed import OVERHEAD, Feed
 from gunicorn_realtime.hub.process import Hub
 from gunicorn_realtime.plumbing.handover import Handover
 from gunicorn_realtime.plumbing.lines import Line, Lines
@@ -31,13 +32,16 @@ class Bus:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self.address = BUS
+        self.fanout = Fanout(max(hub.settings.feed_size, 2 * (hub.settings.message_size + OVERHEAD)))
         self.feeds: dict[str, Feed] = {}
         self.is_in_reach = True
+        self.epoch: str | None = None
 
-    def follow(self, channel: str, last: int) -> Feed:
-        feed = self.feeds.get(channel)
+    def follow(self, channel: Channel) -> Feed:
+        feed = self.feeds.get(channel.name)
         if feed is None:
-            feed = self.feeds[channel] = Feed(channel, last)
+            feed = self.feeds[channel.name] = Feed(channel, self.fanout.key)
             feed.is_confirmed = self.is_in_reach
         feed.idle_since = None
         return feed
@@ -49,13 +53,17 @@ class Bus:
 
     def publish(self, channel: str, data: bytes) -> None:
         if channel in self.feeds:
-            self.hub.deliver(self.feeds[channel], Message(channel, data))
+            self.fanout.append(self.feeds[channel], Message(channel, data))
+            self.hub.delivered()
 
     def unfollow_idle(self, before: float) -> None:
         for feed in [feed for feed in self.feeds.values() if (feed.idle_since or before) < before]:
             del self.feeds[feed.channel]
 
     def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -70,7 +78,7 @@ class LineEngine(Engine):
         self.encoding = "line"
         self.encoded: list[bytes] = []
 
-    def open(self, connection: Connection, handover: Handover) -> None:
+    def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
         connection.send(handover.head)
 
     def encode(self, message: Message) -> bytes:
@@ -100,6 +108,12 @@ class HubUnderTest(Hub):
         super()._log_end(connection, reason)
         self.reasons[connection] = reason
 
+    def give(self, client: Client, handover: Handover, engine: Engine | None = None) -> Connection:
+        """Hand a client over, which must not be refused."""
+        fd = client.give_to_hub()
+        self.take(fd, engine or self._engine(handover), handover)
+        return self.connections[fd]
+
     def turn(self) -> None:
         """Let the loop turn once: callbacks, timers that are due, and descriptors."""
         self.loop.run(nowait=True, once=True)
@@ -119,6 +133,8 @@ class HubUnderTest(Hub):
     def close_all(self) -> None:
         for connection in list(self.connections.values()):
             self.close(connection, "the test is over")
+        self.hand_watcher.stop()
+        self.hand_watcher.close()
         self.hand.close()
         self.back.close()
 
@@ -188,15 +204,38 @@ def close_line(line: Line) -> None:
 
 
 @pytest.fixture
-def hub(lines: Lines) -> Iterator[HubUnderTest]:
-    hub = HubUnderTest(Settings(), lines)
-    yield hub
-    hub.close_all()
+def make_hub(lines: Lines) -> Iterator[Callable[..., HubUnderTest]]:
+    """Make a hub with settings."""
+    made = []
+
+    def make(**settings: Any) -> HubUnderTest:
+        made.append(HubUnderTest(Settings(**settings), lines))
+        return made[-1]
+
+    yield make
+    for hub in made:
+        hub.close_all()
 
 
-@pytest.fixture(autouse=True)
-def no_greenlets_left() -> Iterator[None]:
-    yield
-    gevent.get_hub().loop.run(nowait=True, once=True)
+@pytest.fixture
+def hub(make_hub: Callable[..., HubUnderTest]) -> HubUnderTest:
+    return make_hub()
 
 
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., Client]]:
+    made = []
+
+    def make(**options: int) -> Client:
+        made.append(Client(**options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+        client.server_end.close()
+
+
+@pytest.fixture
+def client(make_client: Callable[..., Client]) -> Client:
+    return make_client()

@@ -1,0 +1,376 @@
+"""Publishing to a bus, and reading its clock and what it keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from ..errors import ProtocolError
+from .address import BusAddress
+from .channel import Channel
+from .connecting import (
+    TIMEOUT,
+    check_local,
+    connection_options,
+    encode_name,
+    make_pool,
+    translated_errors,
+)
+from .history import make_epoch
+from .message import Message, Stamp, decode_body, encode, encode_body
+from .script import SCRIPTS, Call, Script, Word
+
+logger = logging.getLogger(__name__)
+
+# Added to the age of a message that is sent again, for two clocks that do not run alike.
+RETRY_MARGIN = 1_000_000  # microseconds
+
+# A log in a script's reply: its floor, then id, previous id and body of each entry.
+LogReply = list[bytes]
+FIELDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish."""
+
+    channel: Channel
+    data: bytes
+    event: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How far a bus is: no message that is published from now on has an id up to this one.
+
+    Args:
+        epoch: The bus's life; ids of different epochs are not comparable.
+        id: Microseconds.
+    """
+
+    epoch: str
+    id: int
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.epoch}-{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Kept messages of one channel.
+
+    Args:
+        entries: With stamps, in ascending order.
+        floor: No message between this id and the last of the entries is missing.
+    """
+
+    entries: list[Message]
+    floor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The newest messages of channels, and the clock, at one moment.
+
+    Args:
+        clock: Everything in the logs has an id up to it, everything that comes later a greater one.
+        logs: By the channels' names.
+    """
+
+    clock: Clock
+    logs: dict[str, Log]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The messages of channels after an id, and the clock, at one moment.
+
+    Args:
+        clock: As in a `Snapshot`.
+        logs: By the channels' names. If a floor is above the id, messages are missing.
+        bound: Up to this id the logs are complete; what they have beyond it is for the next page.
+    """
+
+    clock: Clock
+    logs: dict[str, Log]
+    bound: int
+
+
+class Publisher:
+    """Sends messages to a bus and reads its history, from any thread and also after a fork.
+
+    Channels are given as the bus knows them, see `BusAddress.channel`.
+
+    Args:
+        address: The bus.
+        timeout: How long to wait for a connection, and for an answer, in seconds.
+
+    Raises:
+        ValueError: The address names no bus.
+    """
+
+    def __init__(self, address: BusAddress, timeout: float = TIMEOUT) -> None:
+        self.address = address
+        self._options = connection_options(address, timeout)
+        self._client: Any = self._make_client()
+        self._pid = os.getpid()
+        self._seen = Clock("", 0)
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Send one payload as it is, without a history, and return how many subscribers it had.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer; the message may have been sent.
+        """
+        with self._answers():
+            return int(self._connected_client().publish(encode_name(channel), payload))
+
+    def send(self, messages: Sequence[Outgoing]) -> list[str | None]:
+        """Send messages in their order and one round trip.
+
+        A message is not sent twice, also where an answer is lost: those that are kept can be found
+        again in the history, and if all are, the bus is asked once more.
+
+        Returns:
+            For each message its cursor, or None if its channel keeps no history.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer; any of the messages may have been sent.
+        """
+        if not messages:
+            return []
+        started = time.monotonic()
+        tokens = [secrets.token_hex(8) if message.channel.history else None for message in messages]
+
+        def make_calls(age: int | None = None) -> list[Call]:
+            return [
+                self._publish_call(message, token, age)
+                for message, token in zip(messages, tokens, strict=True)
+            ]
+
+        with self._answers():
+            try:
+                replies = self._run(make_calls())
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                if None in tokens:
+                    raise
+                self._client.connection_pool.disconnect(inuse_connections=False)
+                age = round((time.monotonic() - started) * 1_000_000) + RETRY_MARGIN
+                replies = self._run(make_calls(age))
+        return [
+            None if token is None else self._read_clock(reply).cursor
+            for token, reply in zip(tokens, replies, strict=True)
+        ]
+
+    def snapshot(self, channels: Sequence[Channel]) -> Snapshot:
+        """Return the newest messages of channels, as many of each as its history keeps.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        kept = [channel for channel in channels if channel.history]
+        limits = [limit for channel in kept for limit in (channel.history, _ttl_of(channel))]
+        clock, replies = self._read_logs("snapshot", kept, limits)
+        logs = _decode_logs(clock, kept, replies)
+        logs |= {channel.name: Log([], clock.id) for channel in channels if not channel.history}
+        return Snapshot(clock, logs)
+
+    def read_after(self, channels: Sequence[Channel], after: int, count: int = 256) -> Page:
+        """Return the oldest messages of channels after an id.
+
+        Args:
+            channels: Those without history are left out.
+            after: Microseconds.
+            count: How many messages of each channel at most.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        kept = [channel for channel in channels if channel.history]
+        clock, replies = self._read_logs("range", kept, [after, count, *map(_ttl_of, kept)])
+        lasts = (int(fields[-FIELDS]) for _, *fields in replies if len(fields) >= count * FIELDS)
+        return Page(clock, _decode_logs(clock, kept, replies), min(lasts, default=clock.id))
+
+    def tick(self, channel: str, seen: Clock | None = None) -> Clock:
+        """Advance the clock, and publish "<epoch> <id>" to a channel.
+
+        Args:
+            channel: Who receives its own tick has received all that was published before.
+            seen: How far the caller has seen the bus. If the bus is not so far, it has lost
+                messages, and begins another epoch.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        return self._read_clock(self._ask("tick", [], [encode_name(channel)], seen))
+
+    def read_clock(self) -> Clock:
+        """Return how far the bus is.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        return self.snapshot([]).clock
+
+    def count_hubs(self) -> int:
+        """Return how many hubs follow this bus."""
+        with self._answers():
+            [(_, count)] = self._connected_client().pubsub_numsub(encode_name(self.address.hubs_channel))
+            return int(count)
+
+    def may_evict(self) -> bool:
+        """Return whether the bus may drop history for want of memory; False if it does not tell.
+
+        Raises:
+            BusUnavailable: The bus did not answer.
+        """
+        if self.address.is_local:
+            return False
+        with self._answers():
+            try:
+                settings = self._connected_client().config_get("maxmemory*")
+            except redis.ResponseError:
+                return False  # CONFIG is forbidden, or not known
+        texts = {_text(name): _text(value) for name, value in settings.items()}
+        return texts.get("maxmemory", "0") != "0" and texts.get("maxmemory-policy") != "noeviction"
+
+    def close(self) -> None:
+        self._client.connection_pool.disconnect()
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        with translated_errors(self.address):
+            try:
+                yield
+            except redis.ResponseError as exc:
+                if "Protocol error" in str(exc):
+                    # The bus hangs up behind it, which the pool may not notice in time.
+                    self._client.connection_pool.disconnect(inuse_connections=False)
+                raise
+
+    def _publish_call(self, message: Outgoing, token: str | None, age: int | None) -> Call:
+        channel = message.channel
+        name = encode_name(channel.name)
+        if token is None:
+            return Call(None, ["PUBLISH", name, encode(message.data, message.event)])
+        arguments: list[Word] = [
+            name,
+            encode_body(message.data, message.event),
+            token,
+            channel.history,
+            _ttl_of(channel),
+        ]
+        if age is not None:
+            arguments += ["retry", age]
+        return self._script_call("publish", [channel], arguments)
+
+    def _read_logs(
+        self, script: str, channels: list[Channel], arguments: Sequence[Word]
+    ) -> tuple[Clock, list[LogReply]]:
+        epoch, id, *replies = self._ask(script, channels, arguments)
+        return self._read_clock((epoch, id)), replies
+
+    def _ask(
+        self, script: str, channels: list[Channel], arguments: Sequence[Word], seen: Clock | None = None
+    ) -> Any:
+        with self._answers():
+            [reply] = self._run([self._script_call(script, channels, arguments, seen)])
+            return reply
+
+    def _script_call(
+        self, script: str, channels: list[Channel], arguments: Sequence[Word], seen: Clock | None = None
+    ) -> Call:
+        keys = [self.address.clock_key, *(self.address.log_key(channel.name) for channel in channels)]
+        seen = seen or self._seen
+        return Call(
+            SCRIPTS[script],
+            [len(keys), *map(encode_name, keys), make_epoch(), seen.epoch, seen.id, *arguments],
+        )
+
+    def _run(self, calls: list[Call]) -> list[Any]:
+        """Make calls in one round trip, and return their replies.
+
+        Where Redis has none of the scripts, these calls have done nothing and are made again. A
+        call alone may find that out; several could then change places, so the first of each script
+        brings it along.
+        """
+        client = self._connected_client()
+        replies = self._execute(client, calls, brings_scripts=len(calls) > 1)
+        missing = [n for n, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
+        if missing:
+            again = self._execute(client, [calls[n] for n in missing], brings_scripts=True)
+            for n, reply in zip(missing, again, strict=True):
+                replies[n] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def _execute(self, client: Any, calls: list[Call], brings_scripts: bool) -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
+        brought: set[Script] = set()
+        for call in calls:
+            if call.script is None:
+                pipeline.execute_command(*call.words)
+            elif self.address.is_local:
+                pipeline.execute_command(call.script.command, *call.words)
+            elif brings_scripts and call.script not in brought:
+                brought.add(call.script)
+                pipeline.execute_command("EVAL", call.script.source, *call.words)
+            else:
+                pipeline.execute_command("EVALSHA", call.script.sha, *call.words)
+        return list(pipeline.execute(raise_on_error=False))
+
+    def _read_clock(self, reply: Sequence[bytes]) -> Clock:
+        epoch, id = reply
+        clock = Clock(epoch.decode(), int(id))
+        if clock.epoch != self._seen.epoch or clock.id > self._seen.id:
+            self._seen = clock
+        return clock
+
+    def _connected_client(self) -> Any:
+        # redis-py's pool notices a fork as well, but keeps a lock that a thread may have held then.
+        if self._pid != os.getpid():
+            self._client = self._make_client()
+            self._pid = os.getpid()
+        check_local(self.address)
+        return self._client
+
+    def _make_client(self) -> redis.Redis:
+        # Before it gives out a connection, the pool looks whether the server has closed it.
+        return redis.Redis(connection_pool=make_pool(self._options))
+
+
+def _ttl_of(channel: Channel) -> int:
+    return round(channel.ttl * 1_000_000)
+
+
+def _decode_logs(clock: Clock, channels: list[Channel], replies: list[LogReply]) -> dict[str, Log]:
+    return {
+        channel.name: _decode_log(clock, channel.name, reply)
+        for channel, reply in zip(channels, replies, strict=True)
+    }
+
+
+def _decode_log(clock: Clock, channel: str, reply: LogReply) -> Log:
+    floor, *fields = reply
+    entries = []
+    for id, previous, body in zip(*(fields[n::FIELDS] for n in range(FIELDS)), strict=True):
+        try:
+            entries.append(decode_body(channel, body, Stamp(clock.epoch, int(id), int(previous))))
+        except ProtocolError as exc:
+            logger.warning("A message in the history of %r was dropped: %s", channel, exc)
+    return Log(entries, int(floor))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
