@@ -6,7 +6,6 @@ browser tests; nobody would run a site on them.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -29,7 +28,6 @@ from gunicorn_realtime.bus.message import Message, decode
 from gunicorn_realtime.engines.base import Engine, make_engine
 from gunicorn_realtime.errors import BusUnavailable, ProtocolError
 from gunicorn_realtime.plumbing.offload import Offload
-from gunicorn_realtime.protocols import sse
 
 from .conf import conf
 from .publishing import publisher
@@ -140,8 +138,8 @@ def _replay(engine: Engine, offload: Offload) -> tuple[list[bytes], int]:
     else:
         after = clock.id
         history = _read_history(client, channels, 0)
-        missed = set(channels) if offload.cursor else set()
-        reason = "unknown cursor"
+        missed = {name for name in channels if not _is_latest(channels[name])} if offload.cursor else set()
+        reason = "unknown"
     messages: list[Message] = []
     for name, found in history.messages.items():
         is_latest = _is_latest(channels[name])
@@ -151,7 +149,8 @@ def _replay(engine: Engine, offload: Offload) -> tuple[list[bytes], int]:
     if missed:
         # Just before what follows, so that who is cut here returns to it.
         cursor = replace(clock, id=_id(messages[0]) - 1 if messages else history.position).cursor
-        encoded.insert(0, _reset(missed, reason, cursor, offload.bus))
+        names = sorted(name.removeprefix(offload.bus.prefix) for name in missed)
+        encoded.insert(0, engine.reset(names, reason, cursor))
     return encoded, history.position
 
 
@@ -189,12 +188,6 @@ def _read_history(client: Publisher, channels: Mapping[str, Channel], after: int
 
 def _id(message: Message) -> int:
     return message.stamp.id if message.stamp else 0
-
-
-def _reset(channels: Collection[str], reason: str, cursor: str, bus: BusAddress) -> bytes:
-    names = sorted(name.removeprefix(bus.prefix) for name in channels)
-    data = json.dumps({"channels": names, "reason": reason}, ensure_ascii=False)
-    return sse.encode_event(data.encode(), event="reset", id=cursor)
 
 
 @cache

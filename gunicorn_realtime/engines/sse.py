@@ -67,7 +67,7 @@ class SSE(Engine):
     def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
         if self.is_raw:
             return b""  # the events, and their ids, are the publisher's own
-        data = json.dumps({"channels": list(channels), "reason": reason}).encode()
+        data = json.dumps({"channels": list(channels), "reason": reason}, ensure_ascii=False).encode()
         return sse.encode_event(data, event="reset", id=cursor)
 
     def goodbye(self) -> bytes:

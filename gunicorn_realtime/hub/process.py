@@ -213,11 +213,18 @@ class Hub:
             self.close(connection, "it could not be opened")
 
     def _resume(self, connection: Connection, following: Following, feeds: list[Feed], cursor: str) -> None:
-        """Continue behind a client's cursor: from the feeds, else from the bus, else by a reset."""
+        """Continue behind a client's cursor: from the feeds, else from the bus, else by a reset.
+
+        Of latest values nothing can be missing as long as there is one.
+        """
+        latest = [feed for feed in feeds if feed.is_latest]
+        feeds = [feed for feed in feeds if not feed.is_latest]
         position = following.position_of(cursor)
         if position is None:
-            connection.send_reset(feeds, "unknown")
-        elif all(feed.floor <= position for feed in feeds if not feed.is_latest):
+            if feeds:
+                connection.send_reset(feeds, "unknown")
+            connection.send_newest(latest)
+        elif all(feed.floor <= position for feed in feeds):
             connection.position = min(position, connection.position)
         else:
             connection.pager = gevent.event.Event()

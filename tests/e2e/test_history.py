@@ -186,6 +186,17 @@ def test_current_value_comes_at_once(site):
     flow.stop()
 
 
+def test_current_value_comes_without_a_reset_to_who_returns_with_any_cursor(site):
+    flow = KeptFlow(site, "quote", history=1)
+    flow.send("1", "2", "3")
+
+    for cursor in ("garbage", "abcdef-1"):
+        with resume(site, cursor, "/sse/quote?history=1&latest=1") as client:
+            event = client.next_event()
+            assert (event.event, event.data) == ("message", "3")
+    flow.stop()
+
+
 def test_slow_client_of_latest_values_gets_the_newest(site):
     flow = KeptFlow(site, "quote", history=1)
     path = "/sse/quote?history=1&latest=1"
