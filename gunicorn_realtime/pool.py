@@ -72,10 +72,9 @@ class Pool:
     def _guard(self, line: Line) -> None:
         backoff = 0.0
         while True:
-            try:
-                lock = os.open(line.lock_path, os.O_RDWR)
-            except FileNotFoundError:
-                return  # the arbiter is gone, and the runtime directory with it
+            lock = _open_lock(line)
+            if lock is None:
+                return
             fcntl.flock(lock, fcntl.LOCK_EX)  # sleeps while a hub lives
             if self.lines.stopping or self.is_orphan():
                 os.close(lock)
@@ -126,6 +125,19 @@ class Pool:
             line.send(announcement(bus))
         except OffloadRefused as exc:
             self.log.warning("The bus could not be announced: %s", exc)
+
+
+def _open_lock(line: Line) -> int | None:
+    """Return a descriptor of our own of a hub's lock, or None if there is none any more.
+
+    A cleaner of old files may have removed its name; the file lives on in the arbiter.
+    """
+    for path in (line.lock_path, f"/proc/self/fd/{line.lock}"):
+        try:
+            return os.open(path, os.O_RDWR)
+        except OSError:
+            pass
+    return None
 
 
 def _hub_environ() -> dict[str, str]:

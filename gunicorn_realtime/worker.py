@@ -434,7 +434,7 @@ def _drain_hubs_before_stopping(lines: Lines, cfg: Any) -> None:
         if os.getpid() != lines.arbiter_pid or lines.stopping:
             handler(signum, frame)
             return
-        lines.stop_hubs()
+        lines.drain_hubs()
 
         def pass_on() -> None:
             lines.wait_for_hubs(min(HUBS_TIMEOUT, cfg.graceful_timeout / 2))

@@ -22,7 +22,7 @@ from ..engines.base import Engine, make_engine
 from ..errors import BusUnavailable, OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
-from ..plumbing.lines import receive
+from ..plumbing.lines import DRAIN, receive
 from ..refusal import refusal
 from ..settings import Settings
 from .connection import READ, Connection, left
@@ -91,7 +91,7 @@ class Hub:
         """Serve until the arbiter says stop or is gone, then let the clients go."""
         self.hand_watcher.start(self._take_handovers)
         lifeline_watcher = self.loop.io(self.lifeline, READ)
-        lifeline_watcher.start(self.stop)
+        lifeline_watcher.start(self._on_lifeline)
         clock = gevent.spawn(self._keep_time)
         self.stopped.wait()
         lifeline_watcher.stop()
@@ -100,6 +100,11 @@ class Hub:
         clock.kill()
         for following in self.followings.values():
             following.close()
+
+    def _on_lifeline(self) -> None:
+        if os.read(self.lifeline, len(DRAIN)) != DRAIN:
+            self.drain_timeout = 0.0  # the arbiter is gone, or waits for nobody
+        self.stop()
 
     def stop(self) -> None:
         self.is_stopping = True

@@ -28,6 +28,8 @@ SEND_TIMEOUT = 1.5  # seconds
 # Room for some 1,600 handovers of 600 bytes while a hub is being replaced.
 QUEUE_SIZE = 1024 * 1024  # bytes
 
+DRAIN = b"d"
+
 SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>; the superuser's way past net.core.wmem_max
 
 POLL_INTERVAL = 0.01  # seconds between two looks at a lock that another process holds
@@ -39,8 +41,8 @@ class Line:
 
     Args:
         hand_worker, hand_hub: The ends of the pair that carries handovers.
-        lifeline_hub, lifeline_arbiter: Ends of a pipe. A byte in it asks the hub to drain; only
-            the arbiter holds the write end, so its end of file says that the arbiter is gone.
+        lifeline_hub, lifeline_arbiter: Ends of a pipe. DRAIN in it asks the hub to drain; only the
+            arbiter holds the write end, so its end of file says that the arbiter is gone.
         lock_path: A file that the hub keeps locked (flock) as long as it lives.
         lock: The arbiter's own descriptor of that file, to learn when the hub is gone.
         is_stuck: The queue stayed full for a whole SEND_TIMEOUT: nobody waits for it again until
@@ -112,12 +114,21 @@ class Lines:
         """Send a frame to one of the hubs, in turn.
 
         Raises:
-            OffloadRefused: gunicorn is stopping, or the hub's queue stayed full.
+            OffloadRefused: gunicorn is stopping, or every hub's queue stayed full.
         """
         if self.stopping:
             raise OffloadRefused("gunicorn is stopping")
         self._turn += 1
-        self.lines[self._turn % len(self.lines)].send(frame, fds)
+        turn = self._turn % len(self.lines)
+        in_turn = self.lines[turn:] + self.lines[:turn]
+        in_turn.sort(key=lambda line: line.is_stuck)
+        for line in in_turn[:-1]:
+            try:
+                line.send(frame, fds)
+                return
+            except OffloadRefused:
+                pass  # another hub may have room
+        in_turn[-1].send(frame, fds)
 
     @property
     def stopping(self) -> bool:
@@ -129,15 +140,18 @@ class Lines:
 
     # In the arbiter.
 
-    def stop_hubs(self) -> None:
+    def drain_hubs(self) -> None:
         """Ask every hub to drain; workers neither start a new one nor hand over from now on."""
         if self.stopping:
             return
-        with contextlib.suppress(OSError):
-            os.close(os.open(self._stopping_path, os.O_CREAT | os.O_WRONLY, 0o644))
+        self._say_stopping()
         for line in self.lines:
             with contextlib.suppress(OSError):
-                os.write(line.lifeline_arbiter, b"d")
+                os.write(line.lifeline_arbiter, DRAIN)
+
+    def _say_stopping(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._stopping_path, os.O_CREAT | os.O_WRONLY, 0o644))
 
     def wait_for_hubs(self, timeout: float) -> bool:
         """Wait until every hub is gone; return whether they are."""
@@ -145,8 +159,8 @@ class Lines:
         return all(_wait_for_lock(line.lock, deadline) for line in self.lines)
 
     def close(self, timeout: float) -> None:
-        """End what is left, at the arbiter's exit."""
-        self.stop_hubs()
+        """End what is left, at the arbiter's exit: hubs that have not been drained don't wait for anybody."""
+        self._say_stopping()
         for line in self.lines:
             os.close(line.lifeline_arbiter)
         self.wait_for_hubs(timeout)

@@ -111,6 +111,29 @@ def test_killed_hub_is_replaced_and_queued_handovers_are_not_lost(plain, publish
     assert hub_of(server) != hub
 
 
+def test_hub_is_replaced_although_a_cleaner_removed_its_lock(plain):
+    server = plain()
+    [directory] = server.runtime_directory.glob("gunicorn-realtime-*")
+    (directory / "hub-0.lock").unlink()
+    for _ in range(2):
+        hub = hub_of(server)
+
+        os.kill(hub, signal.SIGKILL)
+
+        wait_until(lambda: server.hub_pids() and server.hub_pids() != [hub])  # noqa: B023
+
+
+def test_quick_stop_waits_for_no_slow_client(plain, publish):
+    server = plain("--graceful-timeout", "60")
+
+    with SSEClient(server.address, "/sse/news", receive_buffer=4096):
+        for _ in range(100):
+            publish(server, "news", "x" * 10_000)
+        server.signal(signal.SIGQUIT)
+        assert server.wait() == 0
+    server.wait_gone()
+
+
 def test_term_ends_everything_cleanly(plain):
     server = plain("-w", "2")
 

@@ -197,8 +197,8 @@ def test_stopping_gunicorn_sends_nothing_more_and_asks_each_hub_once_to_drain(ma
     lines = make_lines(2)
     assert not lines.stopping
 
-    lines.stop_hubs()
-    lines.stop_hubs()
+    lines.drain_hubs()
+    lines.drain_hubs()
 
     assert lines.stopping
     with pytest.raises(OffloadRefused, match="gunicorn is stopping"):
@@ -218,7 +218,7 @@ def test_lifeline_ends_only_with_the_arbiter(make_lines):
 
     lines.close(0)
 
-    assert os.read(line.lifeline_hub, 100) in (b"d", b"")
+    assert os.read(line.lifeline_hub, 100) == b""
     assert os.waitpid(pid, 0)[1] == 0
 
 
