@@ -14,7 +14,10 @@
  * A message is  ^SSSSSSSSTTTTTTTTTTTTTTTT;xxxxx...  (8 hex digits of sequence
  * number, 16 hex digits of nanoseconds, padding up to S bytes).  The receiver
  * looks for '^' followed by 24 hex digits and ';' and parses nothing else
- * (in WebSocket mode it also walks the frame headers).
+ * (in WebSocket mode it also walks the frame headers).  With --reconnect it
+ * reads server-sent events as a browser does, line by line: an event counts
+ * when its blank line has come, and a connection that ends is made again with
+ * the last id it has seen, so that 4. holds over all its connections.
  *
  * See README.md for the options.
  */
@@ -50,11 +53,13 @@
 #define MAX_EVENTS 1024
 #define RBUF (1 << 20)
 #define HEAD_MAX 4096		/* longest response head accepted */
+#define ID_MAX 64		/* longest id remembered */
+#define LINE_KEPT 128		/* of an SSE line that is cut by the end of a read */
 #define CONNS_PER_SRC 20000	/* connections per 127.0.0.x source address */
 
 enum { MODE_SSE, MODE_WS, MODE_RAW };
 enum { PUB_REDIS, PUB_HTTP, PUB_LINE };
-enum { ST_CONNECTING, ST_HEAD, ST_STREAM, ST_SLOW, ST_CLOSED };
+enum { ST_CONNECTING, ST_HEAD, ST_STREAM, ST_SLOW, ST_AWAY, ST_CLOSED };
 
 struct conn {
 	int fd;
@@ -70,6 +75,19 @@ struct conn {
 	char *head;		/* response head, until it is complete */
 	int head_len;
 	uint8_t *seen;		/* bitmap, made only after the first anomaly */
+	struct sse *sse;	/* with --reconnect */
+};
+
+/* what a client that comes back remembers, and the event that is being read */
+struct sse {
+	uint64_t cut_at, due;	/* nanoseconds: when it was cut, when it returns */
+	uint64_t stamp;
+	uint32_t seq;
+	uint8_t has_message, is_reset, has_id;
+	uint8_t line_len;
+	char line[LINE_KEPT];
+	char id[ID_MAX + 1];		/* of the event that is being read */
+	char last_id[ID_MAX + 1];	/* of the last one that was complete */
 };
 
 /* ------------------------------------------------------------- options */
@@ -81,6 +99,7 @@ static const char *o_accept = NULL;
 static int o_port = 8000, o_pubport = 0, o_mode = MODE_SSE, o_pub = PUB_REDIS;
 static int o_n = 100, o_slow = 0, o_inflight = 128, o_window = 0, o_depth = 1;
 static long o_m = 100, o_size = 200;
+static double o_reconnect = -1;	/* milliseconds; negative: a connection that ends is not made again */
 static double o_rate = 0, o_settle = 1.0, o_drain = 5.0, o_conn_timeout = 60;
 static int pids[MAX_PIDS], n_pids, aux_pids[MAX_PIDS], n_aux;
 
@@ -95,6 +114,10 @@ static uint32_t completed;	/* messages that every reader has (in order) */
 static uint64_t last_delivery;
 static uint64_t expected;	/* deliveries still possible: readers x messages */
 static int publishing;
+static uint32_t reconnects, refusals, resets, n_away;
+static uint64_t away_max, away_sum;	/* from a cut to the next head, ns */
+static uint64_t away_since, storm_max;	/* all that are away together: first cut to last return, ns */
+static uint64_t next_due = UINT64_MAX;
 
 static void die(const char *fmt, ...)
 {
@@ -381,6 +404,69 @@ static void scan(struct conn *c, char *p, size_t n, uint64_t now)
 	}
 }
 
+static void sse_line(struct conn *c, const char *p, size_t n, uint64_t now)
+{
+	struct sse *s = c->sse;
+	if (n && p[n - 1] == '\r')
+		n--;
+	if (!n) {		/* the event is complete */
+		if (s->has_id)
+			memcpy(s->last_id, s->id, sizeof s->id);
+		if (s->is_reset)
+			resets++;
+		else if (s->has_message)
+			deliver(c, s->seq, s->stamp, now);
+		s->has_id = s->is_reset = s->has_message = 0;
+	} else if (n >= 3 && !memcmp(p, "id:", 3)) {
+		int space = n > 3 && p[3] == ' ';
+		if (n - 3 - space > ID_MAX)
+			die("an id is longer than %d bytes", ID_MAX);
+		memcpy(s->id, p + 3 + space, n - 3 - space);
+		s->id[n - 3 - space] = 0;
+		s->has_id = 1;
+	} else if (n == 12 && !memcmp(p, "event: reset", 12)) {
+		s->is_reset = 1;
+	} else if (n >= 5 && !memcmp(p, "data:", 5)) {
+		const char *end = p + n, *m = p;
+		uint64_t seq;
+		while ((m = memchr(m, MARK, end - m)) && end - m >= STAMP_LEN) {
+			if (!parse_hex(m + 1, 8, &seq) && !parse_hex(m + 9, 16, &s->stamp) && m[25] == ';') {
+				s->seq = seq;
+				s->has_message = 1;
+				break;
+			}
+			m++;
+		}
+	}
+}
+
+/* read P[0..N) as lines; of one that is cut at the end its beginning waits */
+static void sse_walk(struct conn *c, const char *p, size_t n, uint64_t now)
+{
+	struct sse *s = c->sse;
+	const char *end = p + n, *e;
+	while (p < end) {
+		size_t k;
+		e = memchr(p, '\n', end - p);
+		if (e && !s->line_len) {
+			sse_line(c, p, e - p, now);
+			p = e + 1;
+			continue;
+		}
+		k = (e ? e : end) - p;
+		if (k > (size_t)LINE_KEPT - s->line_len)
+			k = LINE_KEPT - s->line_len;
+		memcpy(s->line + s->line_len, p, k);
+		s->line_len += k;
+		if (!e)
+			return;
+		k = s->line_len;
+		s->line_len = 0;
+		sse_line(c, s->line, k, now);
+		p = e + 1;
+	}
+}
+
 /* send one masked client frame (mask 0: the payload travels as it is) */
 static void ws_send(struct conn *c, int opcode, const char *data, size_t n)
 {
@@ -458,10 +544,51 @@ static int dial(const char *host, int port, int src)
 	return fd;
 }
 
+/* the connection has ended and is made again later */
+static void conn_leave(struct conn *c)
+{
+	struct sse *s = c->sse;
+	uint64_t now = now_ns();
+	if (c->state == ST_STREAM)
+		n_streaming--;
+	if (c->fd >= 0)
+		close(c->fd);
+	free(c->head);
+	c->fd = -1;
+	c->head = NULL;
+	c->state = ST_AWAY;
+	s->line_len = s->has_id = s->is_reset = s->has_message = 0;	/* half an event is none */
+	if (!s->cut_at) {
+		s->cut_at = now;
+		if (!n_away++)
+			away_since = now;
+	}
+	s->due = now + (uint64_t)(o_reconnect * 1e6 * (1 + drand48()));
+	if (s->due < next_due)
+		next_due = s->due;
+}
+
+/* the response head of a connection that was made again has come */
+static void conn_return(struct conn *c)
+{
+	uint64_t now = now_ns(), away = now - c->sse->cut_at;
+	c->sse->cut_at = 0;
+	reconnects++;
+	away_sum += away;
+	if (away > away_max)
+		away_max = away;
+	if (!--n_away && now - away_since > storm_max)
+		storm_max = now - away_since;
+}
+
 static void conn_close(struct conn *c)
 {
 	if (c->state == ST_CLOSED)
 		return;
+	if (c->sse) {
+		conn_leave(c);
+		return;
+	}
 	if (c->state == ST_STREAM || c->state == ST_SLOW)
 		n_closed++;
 	else
@@ -479,9 +606,18 @@ static void conn_close(struct conn *c)
 static void conn_open(struct conn *c, int i)
 {
 	struct epoll_event ev = { .events = EPOLLOUT, .data.ptr = c };
-	memset(c, 0, sizeof *c);
-	c->slow = i < o_slow;
+	if (!c->sse) {
+		memset(c, 0, sizeof *c);
+		c->slow = i < o_slow;
+		if (o_reconnect >= 0 && !c->slow && !(c->sse = calloc(1, sizeof *c->sse)))
+			die("out of memory");
+	}
+	c->state = ST_CONNECTING;
 	if ((c->fd = dial(o_host, o_port, i / CONNS_PER_SRC)) < 0) {
+		if (c->sse) {
+			conn_leave(c);
+			return;
+		}
 		c->state = ST_CLOSED;
 		n_failed++;
 		return;
@@ -496,9 +632,18 @@ static void conn_open(struct conn *c, int i)
 
 static void conn_request(struct conn *c)
 {
-	char req[2048];
+	char req[4096];
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = c };
-	int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: %s:%d\r\n", o_path, o_host, o_port);
+	const char *number = strstr(o_path, "%d");
+	int n;
+	if (number)
+		n = snprintf(req, sizeof req, "GET %.*s%d%s HTTP/1.1\r\n", (int)(number - o_path), o_path,
+			     (int)(c - conns), number + 2);
+	else
+		n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\n", o_path);
+	n += snprintf(req + n, sizeof req - n, "Host: %s:%d\r\n", o_host, o_port);
+	if (c->sse && c->sse->last_id[0])
+		n += snprintf(req + n, sizeof req - n, "Last-Event-ID: %s\r\n", c->sse->last_id);
 	if (o_mode == MODE_WS)
 		n += snprintf(req + n, sizeof req - n, "Upgrade: websocket\r\nConnection: Upgrade\r\n"
 			      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -512,6 +657,7 @@ static void conn_request(struct conn *c)
 	}
 	c->state = ST_HEAD;
 	c->head = malloc(HEAD_MAX);
+	c->head_len = 0;
 	epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &ev);
 }
 
@@ -534,6 +680,8 @@ static void conn_payload(struct conn *c, char *p, size_t n, uint64_t now)
 {
 	if (o_mode == MODE_WS)
 		ws_walk(c, p, n, now);
+	else if (c->sse)
+		sse_walk(c, p, n, now);
 	else
 		scan(c, p, n, now);
 }
@@ -541,7 +689,7 @@ static void conn_payload(struct conn *c, char *p, size_t n, uint64_t now)
 static void conn_head(struct conn *c, char *p, size_t n, uint64_t now)
 {
 	char *e;
-	size_t k = n;
+	size_t k = n, before = c->head_len;
 	if (c->head_len + k > HEAD_MAX - 1)
 		k = HEAD_MAX - 1 - c->head_len;
 	memcpy(c->head + c->head_len, p, k);
@@ -556,17 +704,28 @@ static void conn_head(struct conn *c, char *p, size_t n, uint64_t now)
 		static int shown;
 		if (!shown++)
 			fprintf(stderr, "refused: %.100s\n", c->head);
+		refusals++;
 		conn_close(c);
 		return;
+	}
+	if (c->sse) {
+		*e = 0;
+		if (strcasestr(c->head, "\ncontent-length:")) {	/* "come back later": a stream has no length */
+			refusals++;
+			conn_close(c);
+			return;
+		}
+		*e = '\r';
+		if (c->sse->cut_at)
+			conn_return(c);
 	}
 	n_streaming++;
 	c->state = ST_STREAM;
 	if (o_wshello)
 		ws_send(c, 1, o_wshello, strlen(o_wshello));
-	e += 4;
-	k = c->head_len - (e - c->head);
-	if (k)
-		conn_payload(c, e, k, now);
+	k = e + 4 - c->head - before;	/* of P, the rest of the head */
+	if (n > k)
+		conn_payload(c, p + k, n - k, now);
 	free(c->head);
 	c->head = NULL;
 	if (c->slow) {		/* from here on it never reads */
@@ -577,7 +736,7 @@ static void conn_head(struct conn *c, char *p, size_t n, uint64_t now)
 
 static void conn_event(struct conn *c, uint32_t events)
 {
-	if (c->state == ST_CLOSED)
+	if (c->state == ST_CLOSED || c->state == ST_AWAY)
 		return;
 	if (c->state == ST_CONNECTING) {
 		int err = 0;
@@ -792,10 +951,36 @@ static int pub_allowed(void)
 
 /* ------------------------------------------------------------------- main */
 
+/* connect those whose time has come again */
+static void make_again(void)
+{
+	uint64_t now = now_ns(), next = UINT64_MAX;
+	int i;
+	if (now < next_due)
+		return;
+	next_due = UINT64_MAX;
+	for (i = 0; i < o_n; i++) {
+		if (conns[i].state != ST_AWAY)
+			continue;
+		if (conns[i].sse->due <= now)
+			conn_open(&conns[i], i);
+		else if (conns[i].sse->due < next)
+			next = conns[i].sse->due;
+	}
+	if (next < next_due)
+		next_due = next;
+}
+
 static void loop_once(int timeout_ms)
 {
 	static struct epoll_event ev[MAX_EVENTS];
-	int i, n = epoll_wait(ep, ev, MAX_EVENTS, timeout_ms);
+	int i, n;
+	if (next_due != UINT64_MAX) {
+		make_again();
+		if (timeout_ms > 5)
+			timeout_ms = 5;
+	}
+	n = epoll_wait(ep, ev, MAX_EVENTS, timeout_ms);
 	for (i = 0; i < n; i++) {
 		if (ev[i].data.ptr == NULL) {
 			pub_event(ev[i].events);
@@ -835,7 +1020,7 @@ static void usage(void)
 	      "  --url URL --mode sse|ws|raw -n CONNS -m MESSAGES -s SIZE -r RATE\n"
 	      "  --redis HOST:PORT|unix:PATH --channel NAME | --post URL | --line HOST:PORT\n"
 	      "  --template TEXT --ctype TYPE --depth D --window W --settle SEC --drain SEC\n"
-	      "  --slow K --inflight C --accept TYPE --ws-hello TEXT --connect-timeout SEC\n"
+	      "  --reconnect MS --slow K --inflight C --accept TYPE --ws-hello TEXT --connect-timeout SEC\n"
 	      "  --pid PID --aux-pid PID --label TEXT\n", stderr);
 	exit(2);
 }
@@ -848,7 +1033,7 @@ int main(int argc, char **argv)
 		{"post", 1, 0, 'P'}, {"line", 1, 0, 'L'}, {"template", 1, 0, 't'}, {"ctype", 1, 0, 'T'},
 		{"depth", 1, 0, 'd'}, {"window", 1, 0, 'w'}, {"settle", 1, 0, 'S'}, {"drain", 1, 0, 'D'},
 		{"slow", 1, 0, 'k'}, {"inflight", 1, 0, 'i'}, {"accept", 1, 0, 'A'}, {"ws-hello", 1, 0, 'H'},
-		{"pid", 1, 0, 'p'}, {"aux-pid", 1, 0, 'a'}, {"label", 1, 0, 'l'},
+		{"pid", 1, 0, 'p'}, {"aux-pid", 1, 0, 'a'}, {"label", 1, 0, 'l'}, {"reconnect", 1, 0, 'B'},
 		{"connect-timeout", 1, 0, 'C'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}
 	};
 	int ch, i, opened = 0, timer;
@@ -880,9 +1065,10 @@ int main(int argc, char **argv)
 		case 'p': if (n_pids < MAX_PIDS) pids[n_pids++] = atoi(optarg); break;
 		case 'a': if (n_aux < MAX_PIDS) aux_pids[n_aux++] = atoi(optarg); break;
 		case 'l': o_label = optarg; break;
+		case 'B': o_reconnect = atof(optarg); break;
 		default: usage();
 		}
-	if (optind != argc || o_n < 1 || o_slow > o_n || o_m < 0)
+	if (optind != argc || o_n < 1 || o_slow > o_n || o_m < 0 || (o_reconnect >= 0 && o_mode != MODE_SSE))
 		usage();
 	if (o_size < STAMP_LEN)
 		o_size = STAMP_LEN;
@@ -932,7 +1118,7 @@ int main(int argc, char **argv)
 		loop_once(20);
 	double pss1 = n_pids ? tree_pss(pids, n_pids) : 0;
 	for (i = 0; i < opened; i++)
-		n_readers += conns[i].state == ST_STREAM;
+		n_readers += conns[i].state == ST_STREAM || conns[i].sse;
 	int before_publish_closed = n_closed;
 
 	/* 3. publish and receive */
@@ -988,10 +1174,13 @@ int main(int argc, char **argv)
 	/* 4. report */
 	uint64_t lost = 0, incomplete = 0;
 	for (i = 0; i < opened; i++)
-		if (!conns[i].slow && (conns[i].state == ST_STREAM || conns[i].next || conns[i].got)) {
+		if (!conns[i].slow && (conns[i].state == ST_STREAM || conns[i].sse || conns[i].next || conns[i].got)) {
 			lost += published - conns[i].got;
 			incomplete += conns[i].got != published;
 		}
+	if (o_reconnect >= 0)	/* away at the end */
+		for (i = 0; i < opened; i++)
+			n_closed += conns[i].sse && conns[i].state != ST_STREAM;
 	static const char *modes[] = { "sse", "ws", "raw" };
 	printf("{\"label\": \"%s\", \"mode\": \"%s\", \"wanted\": %d, \"connections\": %d, \"failed\": %d, "
 	       "\"slow\": %d, \"closed_early\": %d, \"connect_s\": %.3f, \"connect_rate\": %.0f, "
@@ -1010,6 +1199,11 @@ int main(int argc, char **argv)
 	       elapsed, elapsed > 0 ? deliveries / elapsed : 0, hist_ms(.5), hist_ms(.9), hist_ms(.99),
 	       hist_ms(.999), hist_max / 1e6, (unsigned long long)(bytes_in - bytes0),
 	       (unsigned long long)(recv_calls - calls0), (unsigned long long)ws_frames);
+	if (o_reconnect >= 0)
+		printf("\"reconnects\": %u, \"refusals\": %u, \"resets\": %u, \"reconnect_max_ms\": %.1f, "
+		       "\"reconnect_mean_ms\": %.1f, \"storm_ms\": %.1f, ",
+		       reconnects, refusals, resets, away_max / 1e6,
+		       reconnects ? away_sum / 1e6 / reconnects : 0, storm_max / 1e6);
 	printf("\"server_cpu_s\": %.3f, \"deliveries_per_server_cpu_s\": %.0f, \"aux_cpu_s\": %.3f, "
 	       "\"client_cpu_s\": %.3f, \"other_cpu_s\": %.2f, \"server_pss_before\": %.0f, "
 	       "\"server_pss_idle\": %.0f, \"server_pss_after\": %.0f, \"bytes_per_idle_conn\": %.0f}\n",

@@ -22,8 +22,9 @@ class BusAddress:
     """One bus as workers, hubs and publishers name it.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://` as redis-py reads them, or `local:` followed by
-            the absolute path of the directory that holds the local bus's socket and lock.
+        url: `redis://`, `rediss://` or `unix://` as redis-py reads them;
+            `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]`; or `local:`
+            followed by the absolute path of the directory that holds the local bus's socket and lock.
         prefix: Put before every channel name and key, so that sites can share one Redis.
     """
 

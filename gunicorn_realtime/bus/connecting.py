@@ -11,11 +11,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, ConnectionPool, UnixDomainSocketConnection, parse_url
 from redis.retry import Retry
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
 
 from ..errors import BusUnavailable
 from .address import BusAddress
@@ -23,7 +30,9 @@ from .local import check_directory, socket_path
 
 TIMEOUT = 2.0  # seconds
 
-SUPPORTED = "redis://, rediss://, unix:// and local: are supported"
+SUPPORTED = "redis://, rediss://, unix://, redis+sentinel:// and local: are supported"
+
+SENTINEL_PORT = 26379
 
 # A dead Redis host is noticed after 30 + 3 * 5 seconds without traffic.
 KEEPALIVE = {
@@ -34,7 +43,7 @@ KEEPALIVE = {
 
 
 def connection_options(address: BusAddress, timeout: float) -> dict[str, Any]:
-    """Return the arguments of a redis-py `ConnectionPool`.
+    """Return the arguments of `make_pool`.
 
     Args:
         address: The bus; its directory is not looked at yet if it is local.
@@ -54,17 +63,11 @@ def connection_options(address: BusAddress, timeout: float) -> dict[str, Any]:
     options.setdefault("connection_class", Connection)
     options.setdefault("max_connections", 2**31)  # one for each thread that publishes
     options.pop("retry_on_error", None)
-    options |= {
-        "protocol": 2,  # maintenance notifications and the like need RESP3
-        "decode_responses": False,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "health_check_interval": 0,
-    }
+    options |= {**_fixed_options(timeout), "retry_on_timeout": False}
     if not issubclass(options["connection_class"], UnixDomainSocketConnection):
         options |= {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+    if "sentinels" in options:
+        options["sentinel_options"] |= _fixed_options(timeout)
     try:
         make_pool(options).make_connection()
     except (TypeError, redis.RedisError) as exc:
@@ -72,14 +75,28 @@ def connection_options(address: BusAddress, timeout: float) -> dict[str, Any]:
     return options
 
 
+def _fixed_options(timeout: float) -> dict[str, Any]:
+    return {
+        "protocol": 2,  # maintenance notifications and the like need RESP3
+        "decode_responses": False,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+    }
+
+
 def _read_url(address: BusAddress) -> dict[str, Any]:
     scheme = address.url.partition(":")[0]
     if "cluster" in scheme:
         raise ValueError(f"a bus on Redis Cluster ({scheme}:) is not supported yet: {SUPPORTED}")
-    if not address.url.startswith(("redis://", "rediss://", "unix://")):
+    if not address.url.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://")):
         raise ValueError(f"a bus's URL cannot begin with {scheme[:20]!r}: {SUPPORTED}")
     try:
-        options: dict[str, Any] = parse_url(address.url)  # type: ignore[no-untyped-call]
+        if scheme == "redis+sentinel":
+            options = _read_sentinel_url(address.url)
+        else:
+            options = _parse(address.url)
     except ValueError:
         # Its message may quote a part of the password.
         raise ValueError(
@@ -91,8 +108,46 @@ def _read_url(address: BusAddress) -> dict[str, Any]:
     return options
 
 
+def _read_sentinel_url(url: str) -> dict[str, Any]:
+    """Read `redis+sentinel://[user:password@]host:port[,host:port...]/service[/db][?option=...]`.
+
+    User, password and options are those of the Redis that Sentinel names, except `sentinel_username`
+    and `sentinel_password`.
+    """
+    parts = urlsplit(url)
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    service, _, database = parts.path.removeprefix("/").partition("/")
+    if not service or "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("it names no service")
+    if database and not database.isdecimal():
+        raise ValueError("a database is a number")
+    options = _parse(f"redis://{credentials}{at}sentinel/{database}?{parts.query}")
+    del options["host"]
+    sentinels = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    if not all(sentinel.hostname for sentinel in sentinels):
+        raise ValueError("a Sentinel has no name")
+    return options | {
+        "connection_class": SentinelManagedConnection,
+        "sentinels": [(sentinel.hostname, sentinel.port or SENTINEL_PORT) for sentinel in sentinels],
+        "service_name": service,
+        "sentinel_options": {
+            name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")
+        },
+    }
+
+
+def _parse(url: str) -> dict[str, Any]:
+    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    return options
+
+
 def make_pool(options: dict[str, Any]) -> ConnectionPool:
-    return ConnectionPool(**options)
+    """Return a pool of connections; each asks Sentinel where to go if options name some."""
+    if "sentinels" not in options:
+        return ConnectionPool(**options)
+    options = dict(options)
+    sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=options.pop("sentinel_options"))  # type: ignore[no-untyped-call]
+    return SentinelConnectionPool(options.pop("service_name"), sentinel, **options)  # type: ignore[no-untyped-call]
 
 
 def check_local(address: BusAddress) -> None:
@@ -104,6 +159,11 @@ def check_local(address: BusAddress) -> None:
 def translated_errors(address: BusAddress) -> Iterator[None]:
     try:
         yield
+    except MasterNotFoundError:
+        # Its message may hold a password.
+        raise BusUnavailable(
+            f"the bus at {address.safe_url} is unavailable: no Sentinel answers that knows its master"
+        ) from None
     except (redis.RedisError, OSError) as exc:
         raise unavailable(address, exc) from exc
 

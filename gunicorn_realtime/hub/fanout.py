@@ -67,6 +67,7 @@ class Audience:
         "following",
         "joining",
         "messages",
+        "only",
         "runs",
         "vacant",
     )
@@ -87,6 +88,7 @@ class Audience:
         self.runs: list[tuple[int, int]] | None = None  # None while settled
         self.cursor = 0
         self.joining: list[Connection] = []
+        self.only: Message | None = None  # the only one of this broadcast, to the only connection
         self.messages = 0  # that have come while the array was not empty, and the bytes they make
         self.bytes = 0
         self._batch_position = -1
@@ -158,20 +160,33 @@ class Audience:
 
     def wake(self, message: Message, position: int) -> bool:
         """A message has come, before which everybody was at `position`; return whether this begins a broadcast."""
-        if self.fds:
+        count = len(self.fds)
+        if count:
             self.messages += 1
             self.bytes += len(self._encoded(message))
         self._batch_position = -1
         if self.runs is not None:
+            self.only = None
             return False
-        self.runs = [(len(self.fds), position)]
-        if self.fds:
+        self.runs = [(count, position)]
+        if count == 1:
+            self.only = message
+        elif count:
             # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
             self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
         return True
 
     def serve(self, deadline: float, ended: Ended) -> bool:
         """Send what is new, until all have it or time is up; return whether all have it."""
+        only, self.only = self.only, None
+        if only is not None and len(self.fds) == 1 and not self.vacant:
+            # One connection and one message: many sites give each user a channel of its own.
+            self.runs = [(1, self.last)]
+            self._write(0, 1, self._encoded(only), ended)
+            if self.vacant or self.joining:
+                self._settle()
+            self.runs = None
+            return True
         last = self.last
         assert self.runs is not None
         while self.fds and self.runs[0][1] < last:

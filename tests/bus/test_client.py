@@ -388,7 +388,7 @@ def test_subscription_that_was_closed_stays_so(bus_address):
     [
         ("redis+cluster://h", "Redis Cluster .* is not supported yet"),
         ("http://h", "cannot begin with 'http'"),
-        ("", "redis://, rediss://, unix:// and local: are supported"),
+        ("", r"redis://, rediss://, unix://, redis\+sentinel:// and local: are supported"),
         ("redis://h?socket_timeout=soon", "redis://h cannot be read"),
         ("redis://h?colour=red", "has a wrong option"),
         ("unix://", "has no path"),

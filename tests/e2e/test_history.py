@@ -8,6 +8,7 @@ import signal
 import threading
 
 import pytest
+import redis
 
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing, Publisher
@@ -304,3 +305,39 @@ def test_plain_messages_are_live_only(plain, redis_server):
     with resume(server, events[0].id) as client:
         assert client.next_event().data == "kept too"
     flow.stop()
+
+
+def test_local_bus_whose_owner_is_killed_goes_on_with_a_reset(plain):
+    server = plain(env={"GUNICORN_REALTIME_HUBS": "2"})
+    wait_until(lambda: len(server.hub_pids()) == 2, what="two hubs")
+    (owner,) = [pid for pid in server.hub_pids() if f"[{pid}] [INFO] serving the local bus" in server.log()]
+    flow = KeptFlow(server)
+
+    with Swarm(server.address, "/sse/news" + KEPT, 10, reconnect_after=0.05) as swarm:
+        swarm.wait_streaming()
+        flow.send("before")
+        swarm.wait_all(1)
+        end = len(server.log())
+        os.kill(owner, signal.SIGKILL)
+        server.wait_for_log("serving the local bus", after=end)
+        swarm.wait_all(2)
+        wait_until(lambda: count_subscribers(server) == 2, what="both hubs on the new bus")
+        flow.send("after", "and after")
+        swarm.wait_all(4)
+
+    assert {len(client.connects) for client in swarm.clients} == {1, 2}  # those of either hub
+    for client in swarm.clients:
+        before, reset, *after = client.data
+        assert (before, after) == ("before", ["after", "and after"])
+        assert json.loads(reset)["channels"] == ["news"]
+    flow.stop()
+
+
+def count_subscribers(server) -> int:
+    """How many hubs follow the channel "news" on a local bus."""
+    with redis.Redis(unix_socket_path=f"{bus_of(server).directory}/bus.sock", protocol=2) as client:
+        try:
+            [(_, count)] = client.pubsub_numsub("news")
+        except redis.ConnectionError:
+            return 0
+        return count
