@@ -78,11 +78,14 @@ class Connection:
         self.reader.start(self.on_readable)
 
     def send(self, data: bytes) -> None:
-        """Send bytes that belong to no feed, while the connection does not lag.
+        """Send bytes that belong to no feed; if it lags, behind what is on its way already.
 
         Raises:
             OSError: The client is gone.
         """
+        if self.lag is not None:
+            self.lag.data += data
+            return
         try:
             sent = os.write(self.fd, data)
         except BlockingIOError:
@@ -94,20 +97,25 @@ class Connection:
 
     def send_newest(self, feeds: list[Feed]) -> None:
         """Send the current value of channels that have one."""
-        newest = sorted((feed.entries[-1] for feed in feeds if feed.entries), key=_key)
+        entries = [feed.entries[-1] for feed in feeds if feed.entries]
+        newest = sorted((entry for entry in entries if entry[1].stamp), key=_key)
         self._send_messages([message for _, message in newest])
+        if newest:
+            # Their ids are older than what the client has been told.
+            following = self.audience.following
+            self.send(self.audience.engine.beat(following.cursor(following.fanout.key)))
 
-    def send_reset(self, feeds: list[Feed], reason: str) -> None:
-        """Say that messages of these feeds are missing for good."""
+    def send_reset(self, feeds: list[Feed], reason: str, position: int | None = None) -> None:
+        """Say that messages of these feeds are missing for good; all others follow behind a position, or now."""
         following = self.audience.following
         names = [feed.channel.removeprefix(following.address.prefix) for feed in feeds]
-        cursor = following.cursor(following.fanout.key)
+        cursor = following.cursor(following.fanout.key if position is None else position)
         self.send(self.audience.engine.reset(names, reason, cursor))
 
-    def send_page(self, page: Page) -> None:
-        """Send messages that were read from the bus, in the order of their ids."""
+    def send_page(self, page: Page, bound: int) -> None:
+        """Send messages that were read from the bus, in the order of their ids, up to one."""
         messages = [message for log in page.logs.values() for message in log.entries]
-        self._send_messages(sorted((m for m in messages if _id(m) <= page.bound), key=_id))
+        self._send_messages(sorted((m for m in messages if _id(m) <= bound), key=_id))
 
     def _send_messages(self, messages: list[Message]) -> None:
         if messages:

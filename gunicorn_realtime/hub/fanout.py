@@ -183,7 +183,7 @@ class Audience:
             # One connection and one message: many sites give each user a channel of its own.
             self.runs = [(1, self.last)]
             self._write(0, 1, self._encoded(only), ended)
-            if self.vacant or self.joining:
+            if self.joining or self.fds[0] == VACANT:
                 self._settle()
             self.runs = None
             return True

@@ -100,7 +100,8 @@ class Feed:
         while len(self.entries) > history and self.entries[0][0] <= needed:
             self._drop_oldest()
         if history and needed == self.last and any(not message.stamp for _, message in self.entries):
-            # What has no id is not replayed.
+            # What has no id is not replayed; a hole stays one, also when its notice is gone.
+            self.floor = max([self.floor, *(key for key, message in self.entries if message.reset)])
             self.entries = deque(entry for entry in self.entries if entry[1].stamp)
             self.size = sum(cost(message) for _, message in self.entries)
         return len(self.entries) <= history
@@ -120,6 +121,13 @@ class Feed:
             found.append(entry)
         found.reverse()
         return found
+
+    def key_at(self, id: int) -> int:
+        """Return the key of the newest message up to an id; it may be ahead of the id's own."""
+        for key, message in reversed(self.entries or ()):
+            if message.stamp and message.stamp.id <= id:
+                return key
+        return 0
 
     def _drop_oldest(self) -> None:
         assert self.entries

@@ -14,6 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import assert_never
 
 import gevent
@@ -85,12 +86,14 @@ class Following:
         self._subscribe: list[str] = []
         self._unsubscribe: list[str] = []
         self._unread: dict[Feed, None] = {}  # subscribed to, and their history not read yet
+        self._interrupted: set[Feed] = set()  # to be subscribed to again, before any of them goes on
         self._pings: dict[bytes, Event] = {}
         self._wanted = Event()
         self._to_read = Event()
         self._drained = Event()
         self._greenlets = [
-            gevent.spawn(run) for run in (self._read_forever, self._ask, self._read_histories, self._tick)
+            gevent.spawn(run)
+            for run in (self._read_forever, self._ask, self._read_histories, self._tick_forever)
         ]
 
     # Called from the loop.
@@ -112,6 +115,8 @@ class Following:
         for feed in [feed for feed in self.feeds.values() if (feed.idle_since or before) < before]:
             del self.feeds[feed.channel]
             self._unread.pop(feed, None)
+            self._interrupted.discard(feed)
+            self._to_read.set()
             self._unsubscribe.append(feed.channel)
             self._wanted.set()
 
@@ -176,6 +181,7 @@ class Following:
         self._subscribe.clear()
         self._unsubscribe.clear()
         self._unread.clear()
+        self._interrupted = {feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed}
         for feed in self.feeds.values():
             if feed.keeps:
                 feed.held = []  # what comes now comes after what we have missed
@@ -223,6 +229,7 @@ class Following:
             return
         if feed.keeps:
             self._unread[feed] = None
+            self._interrupted.discard(feed)
             self._to_read.set()
         elif not feed.is_confirmed:
             self.confirm(feed)
@@ -295,16 +302,15 @@ class Following:
             self._to_read.wait()
             self._to_read.clear()
             subscription = self._subscription
-            feeds = list(self._unread)[:CHANNELS_PER_READ]
-            if subscription is None or not feeds:
+            feeds = list(self._unread)
+            if subscription is None or not feeds or self._interrupted:
                 continue
             try:
                 known = [feed for feed in feeds if feed.is_confirmed]
-                new = [feed for feed in feeds if not feed.is_confirmed]
-                if known:
+                if known:  # at once, and first: what is new after them is in order
                     self._read_missed(subscription, known)
-                if new:
-                    self._read_new(subscription, new)
+                else:
+                    self._read_new(subscription, feeds[:CHANNELS_PER_READ])
             except BusUnavailable as exc:
                 logger.warning("Histories could not be read: %s", exc)
                 subscription.close()  # the reader connects again
@@ -319,7 +325,7 @@ class Following:
         with self._commands:
             snapshot = self._publisher.snapshot([feed.rules for feed in feeds])
         self._await_all_before(subscription)
-        self._meet_clock(snapshot.clock)
+        self._meet_clock(subscription, snapshot.clock)
         fanout = self.fanout
         for feed in feeds:
             if self._unread.pop(feed, feed) is feed:
@@ -331,7 +337,7 @@ class Following:
                 assert message.stamp
                 feed.append(fanout.key_of(message.stamp.id), message, fanout.feed_size)
             feed.last_id = max(feed.last_id, snapshot.clock.id)
-            self._release(feed)
+            self._begin_with_held(feed)
         fanout.advance(snapshot.clock.id)
         for feed in feeds:
             if feed.held is None:
@@ -339,38 +345,40 @@ class Following:
 
     def _read_missed(self, subscription: Subscription, feeds: list[Feed]) -> None:
         """Continue feeds after the connection was lost; who follows them gets what was missed, or a reset."""
-        position = min(max(feed.last_id, self.frontier) for feed in feeds)
-        gaps: set[Feed] = set()
+        gaps: dict[Feed, int] = {}  # and the id up to which messages are missing
         messages: list[tuple[Feed, Message]] = []
-        while True:
-            page = self.read_after([feed.rules for feed in feeds], position)
-            if self._is_another_bus(page.clock):
-                self._await_all_before(subscription)
-                self._begin_anew(page.clock)
-                return
-            for feed in feeds:
-                log = page.logs[feed.channel]
-                if log.floor > max(feed.last_id, self.frontier, position):
-                    gaps.add(feed)
-                messages += [
-                    (feed, message)
-                    for message in log.entries
-                    if message.stamp and message.stamp.id <= page.bound
-                ]
-            position = page.bound
-            if position >= page.clock.id:
-                break
+        clock_ids: dict[Feed, int] = {}
+        for start in range(0, len(feeds), CHANNELS_PER_READ):
+            part = feeds[start : start + CHANNELS_PER_READ]
+            position = min(self._seen_of(feed) for feed in part)
+            while True:
+                page = self.read_after([feed.rules for feed in part], position)
+                if self._is_another_bus(page.clock):
+                    self._begin_anew(subscription, page.clock)
+                    return
+                for feed in part:
+                    log = page.logs[feed.channel]
+                    if log.floor > max(self._seen_of(feed), position) and not feed.is_latest:
+                        gaps[feed] = log.floor
+                    messages += [(feed, message) for message in log.entries if _id_of(message) <= page.bound]
+                position = page.bound
+                if position >= page.clock.id:
+                    break
+            clock_ids |= dict.fromkeys(part, position)
         self._await_all_before(subscription)
         for feed in gaps:
             self._append_reset(feed, "expired")
-        for feed, message in sorted(messages, key=_id_of_pair):
-            self.fanout.append(feed, message)
-        for feed in feeds:
-            if self._unread.pop(feed, feed) is not feed:
-                feed.last_id = max(feed.last_id, position)
-                self._release(feed)
-        self.fanout.advance(position)
+        followed = [feed for feed in feeds if feed in self._unread]
+        messages = [(feed, message) for feed, message in messages if feed in self._unread]
+        self._release(followed, messages, clock_ids)
+        self.fanout.advance(min(clock_ids.values()))
+        for feed, floor in gaps.items():
+            # Whoever comes with a cursor from within the hole is to hear of it too.
+            feed.floor = max(feed.floor, min(self.fanout.behind(floor), self.fanout.key))
         self.delivered()
+
+    def _seen_of(self, feed: Feed) -> int:
+        return max(feed.last_id, self.frontier)
 
     def _await_all_before(self, subscription: Subscription) -> None:
         """Wait until everything has come that was published before now.
@@ -387,62 +395,122 @@ class Following:
         finally:
             del self._pings[token]
 
-    def _release(self, feed: Feed) -> None:
-        """What came while the history was read follows it."""
+    def _begin_with_held(self, feed: Feed) -> None:
+        """What came while the history was read follows it; nobody has been sent anything of this feed."""
         held, feed.held = feed.held or [], None
         for message in held:
-            if message.stamp is None or message.stamp.epoch == self.epoch:
+            key = feed.last + 1
+            if message.stamp is not None:
+                if message.stamp.epoch != self.epoch or message.stamp.id <= feed.last_id:
+                    continue
+                self._check(feed, message)
+                key = self.fanout.key_of(message.stamp.id)
+            feed.append(key, message, self.fanout.feed_size)
+            self.fanout.key = max(self.fanout.key, key)
+            self.fanout.touched.add(feed)
+
+    def _release(
+        self, feeds: list[Feed], read: list[tuple[Feed, Message]], clock_ids: dict[Feed, int]
+    ) -> None:
+        """Continue feeds with what was read, up to a clock, and what came meanwhile: in one order.
+
+        Not faster than the clients of the hub are served, lest those who keep up fall off a feed's end.
+
+        Raises:
+            BusUnavailable: The connection has been lost meanwhile.
+        """
+        subscription = self._subscription
+        order = [(_id_of(message), feed, message) for feed, message in read]
+        reached = dict(clock_ids)
+        while True:
+            for feed in feeds:
+                held, feed.held = feed.held or [], []
+                for message in held:
+                    stamp = message.stamp
+                    if stamp is None:
+                        order.append((reached[feed], feed, message))
+                    elif stamp.epoch == self.epoch and stamp.id > clock_ids[feed]:
+                        reached[feed] = stamp.id
+                        order.append((stamp.id, feed, message))
+            if not order:
+                break
+            for id_, feed, message in sorted(order, key=itemgetter(0)):
+                if message.stamp is not None and id_ > clock_ids[feed]:
+                    feed.last_id = max(feed.last_id, clock_ids[feed])
+                    self._check(feed, message)
                 self.fanout.append(feed, message)
+                if self.fanout.is_behind:
+                    self.delivered()
+                    self._drained.clear()
+                    self._drained.wait()
+                    if self._subscription is not subscription:
+                        raise BusUnavailable("the subscription was lost")
+            order = []
+        for feed in feeds:
+            feed.last_id = max(feed.last_id, clock_ids[feed])
+            feed.held = None
+            self._unread.pop(feed, None)
 
     def _is_another_bus(self, clock: Clock) -> bool:
         return self.epoch is not None and (clock.epoch != self.epoch or clock.id < self.frontier)
 
-    def _meet_clock(self, clock: Clock) -> None:
+    def _meet_clock(self, subscription: Subscription, clock: Clock) -> None:
         if self.epoch is None:
             self.epoch = clock.epoch
         elif self._is_another_bus(clock):
-            raise BusUnavailable(f"it has begun anew: epoch {clock.epoch}, not {self.epoch}")
+            self._begin_anew(subscription, clock)
         self.frontier = max(self.frontier, clock.id)
 
-    def _begin_anew(self, clock: Clock) -> None:
+    def _begin_anew(self, subscription: Subscription, clock: Clock) -> None:
         """The bus has lost its memory: so do we, and say so to everybody who relied on it."""
+        latest = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed and feed.is_latest]
+        with self._commands:
+            snapshot = self._publisher.snapshot([feed.rules for feed in latest])
+        if snapshot.clock.epoch != clock.epoch:
+            raise BusUnavailable(f"its epoch is {snapshot.clock.epoch}, no longer {clock.epoch}")
+        clock = snapshot.clock
+        self._await_all_before(subscription)
+        values = [(feed, log.entries[-1]) for feed in latest if (log := snapshot.logs[feed.channel]).entries]
         logger.warning("The bus has begun anew (epoch %s, was %s)", clock.epoch, self.epoch)
         self.epoch = clock.epoch
         self.frontier = clock.id
         # Keys go on rising, whatever the new clock says.
         self.fanout.shift = max(0, (self.fanout.key >> KEY_BITS) + 1 - clock.id)
         self.fanout.advance(clock.id)
-        for feed in self.feeds.values():
-            if feed.keeps and feed.is_confirmed:
-                self._unread.pop(feed, None)
-                feed.clear(self.fanout.key)
-                feed.last_id = clock.id
-                self._append_reset(feed, "restarted")
-                self._release(feed)
+        followed = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed]
+        for feed in followed:
+            feed.clear(self.fanout.key)
+            feed.last_id = 0 if feed in latest else clock.id
+            self._append_reset(feed, "restarted")
+        self._release(followed, values, dict.fromkeys(followed, clock.id))
         self.delivered()
 
     def _append_reset(self, feed: Feed, reason: str) -> None:
         name = feed.channel.removeprefix(self.address.prefix)
+        # Behind everybody's position, also of those who have just come with the cursor of the last message.
+        self.fanout.key = max(self.fanout.key, self.fanout.behind(self.fanout.id_of(self.fanout.key)))
         self.fanout.append(feed, Message(name, b"", reset=Reset(reason, self.cursor(self.fanout.key))))
+
+    def _tick_forever(self) -> None:
+        while True:
+            gevent.sleep(TICK_INTERVAL)
+            self._tick()
 
     def _tick(self) -> None:
         """Tick, and drop a subscription that does not bring it back."""
-        while True:
-            gevent.sleep(TICK_INTERVAL)
-            subscription = self._subscription
-            if subscription is None:
-                continue
-            try:
-                with self._commands:
-                    self._publisher.tick(self.own_channel)
-            except BusUnavailable as exc:
-                logger.warning("The bus's clock could not be advanced: %s", exc)
-            silence = time.monotonic() - self.tick_seen
-            if silence > TICK_TIMEOUT:
-                logger.warning("The subscription has been silent for %.0f s: connecting again", silence)
-                subscription.close()
+        subscription = self._subscription
+        if subscription is None:
+            return
+        try:
+            with self._commands:
+                self._publisher.tick(self.own_channel)
+        except BusUnavailable as exc:
+            logger.warning("The bus's clock could not be advanced: %s", exc)
+        silence = time.monotonic() - self.tick_seen
+        if silence > TICK_TIMEOUT:
+            logger.warning("The subscription has been silent for %.0f s: connecting again", silence)
+            subscription.close()
 
 
-def _id_of_pair(pair: tuple[Feed, Message]) -> int:
-    stamp = pair[1].stamp
-    return stamp.id if stamp else 0
+def _id_of(message: Message) -> int:
+    return message.stamp.id if message.stamp else 0

@@ -181,6 +181,7 @@ class Hub:
 
     def _open(self, connection: Connection) -> None:
         """Its channels are followed: from here on it gets what is published, after what it has missed."""
+        was_open = connection.is_open
         self._send_head(connection)
         handover = self._wait_no_longer(connection)
         if handover is None or connection.fd < 0:
@@ -193,6 +194,8 @@ class Hub:
                 self._resume(connection, following, kept, handover.offload.cursor)
             else:
                 connection.send_newest([feed for feed in kept if feed.is_latest])
+                if was_open and kept:  # it has not been told where it stands
+                    connection.send(connection.audience.engine.beat(following.cursor(connection.position)))
         except OSError as exc:
             self.close(connection, left(exc))
             return
@@ -207,7 +210,11 @@ class Hub:
         self.opening[connection] = math.inf
         following = connection.audience.following
         cursor = None
-        if handover.offload.cursor is None and any(feed.keeps for feed in connection.audience.feeds):
+        feeds = connection.audience.feeds
+        # A current value has an older id: it comes first, and then the cursor.
+        has_value = any(feed.is_latest and feed.keeps and feed.entries for feed in feeds)
+        is_new = handover.offload.cursor is None and not has_value
+        if is_new and _keeps_any(feeds) and all(feed.is_confirmed for feed in feeds):
             cursor = following.cursor(following.fanout.key)
         try:
             connection.audience.engine.open(connection, handover, cursor)
@@ -229,30 +236,44 @@ class Hub:
             if feeds:
                 connection.send_reset(feeds, "unknown")
             connection.send_newest(latest)
-        elif all(feed.floor <= position for feed in feeds):
+            return
+        id_ = following.fanout.id_of(position)
+        position = max([position, *(feed.key_at(id_) for feed in (*feeds, *latest))])
+        if all(feed.floor <= position for feed in feeds):
             connection.position = min(position, connection.position)
         else:
             connection.pager = gevent.event.Event()
             self.paging.add(connection)
-            gevent.spawn(self._send_pages, connection, following, feeds, following.fanout.id_of(position))
+            gevent.spawn(self._send_pages, connection, following, feeds, latest, id_)
 
-    def _send_pages(self, connection: Connection, following: Following, feeds: list[Feed], id_: int) -> None:
+    def _send_pages(
+        self,
+        connection: Connection,
+        following: Following,
+        feeds: list[Feed],
+        latest: list[Feed],
+        id_: int,
+    ) -> None:
         """Bring a client whose cursor is older than the feeds up to them, page by page from the bus."""
         fanout, epoch = following.fanout, following.epoch
-        rules = [feed.rules for feed in feeds]
+        rules = [feed.rules for feed in (*feeds, *latest)]
         try:
             while connection.fd >= 0 and any(feed.floor > fanout.behind(id_) for feed in feeds):
                 page = following.read_after(rules, id_)
                 if following.epoch != epoch or page.clock.epoch != epoch:
                     connection.send_reset(feeds, "restarted")
+                    connection.send_newest(latest)
                     id_ = fanout.id_of(fanout.key)
                     break
                 gaps = [feed for feed in feeds if page.logs[feed.channel].floor > id_]
                 if gaps:
-                    connection.send_reset(gaps, "expired")
-                connection.send_page(page)
+                    connection.send_reset(gaps, "expired", fanout.behind(id_))
+                # What this hub has not seen itself yet comes from its feeds.
+                id_ = min(page.bound, fanout.id_of(fanout.key))
+                connection.send_page(page, id_)
                 connection.wait_until_sent()
-                id_ = page.bound
+                if id_ >= page.clock.id:
+                    break  # there is no more, also where the floor is ahead of a clock that was set back
         except OSError as exc:
             self.close(connection, left(exc))
         except BusUnavailable as exc:
@@ -261,7 +282,8 @@ class Hub:
             connection.pager = None
             self.paging.discard(connection)
         if connection.fd >= 0:
-            connection.position = min(fanout.behind(id_), fanout.key)
+            reached = [max(feed.floor, feed.key_at(id_)) for feed in feeds]
+            connection.position = min(max(fanout.behind(id_), *reached), fanout.key)
             connection.catch_up()
 
     def _wait_no_longer(self, connection: Connection) -> Handover | None:
@@ -436,7 +458,8 @@ class Hub:
         following = audience.following
         if audience.runs is not None or not following.epoch or not any(feed.keeps for feed in audience.feeds):
             return None
-        return f"{following.epoch}-{following.frontier}"
+        # Never back behind what the last message said.
+        return f"{following.epoch}-{max(following.frontier, *(feed.last_id for feed in audience.feeds))}"
 
     def _forget_idle(self, now: float) -> None:
         # Those who open or lag have no place in their audience, but come back to it.
@@ -504,6 +527,10 @@ def _capacity(settings: Settings) -> int:
     if settings.connections > possible:
         logger.warning("The open-file limit %d leaves room for %d connections", soft, possible)
     return min(settings.connections, possible)
+
+
+def _keeps_any(feeds: Iterable[Feed]) -> bool:
+    return any(feed.keeps for feed in feeds)
 
 
 def _address(handover: Handover) -> str:

@@ -1,0 +1,683 @@
+"""Whatever happens to clients, hubs and the bus: every message comes once and in order, or a reset says that not.
+
+Each round is a seeded random story: a real hub with real sockets on a bus in memory, whose connections
+stall, break and lose messages, and which itself is flushed or comes back from an older state. A client
+is a chain of connections, each of which continues behind the cursor of the one before.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from gunicorn_realtime.bus.address import BusAddress
+from gunicorn_realtime.bus.channel import Channel, SlowClient
+from gunicorn_realtime.bus.client import (
+    Clock,
+    Log,
+    Page,
+    Pong,
+    Received,
+    Reply,
+    Snapshot,
+    Subscribed,
+    Unsubscribed,
+)
+from gunicorn_realtime.bus.history import History, LogRead, make_epoch
+from gunicorn_realtime.bus.message import MAGIC, Message, Stamp, decode_body, encode_body
+from gunicorn_realtime.engines.base import Engine
+from gunicorn_realtime.errors import BusUnavailable
+from gunicorn_realtime.hub import fanout, following
+from gunicorn_realtime.hub.connection import Connection
+from gunicorn_realtime.hub.following import Following
+from gunicorn_realtime.plumbing.handover import Handover
+from gunicorn_realtime.plumbing.lines import Lines
+from gunicorn_realtime.plumbing.offload import Offload
+from gunicorn_realtime.settings import Settings
+from tests.hub.conftest import TIMEOUT, Client, HubUnderTest
+
+Answer = TypeVar("Answer")
+Thing = TypeVar("Thing")
+
+ROUNDS = int(os.environ.get("REPLAY_ROUNDS", "1000"))
+ROUNDS_PER_TEST = 100
+
+ADDRESS = BusAddress("redis://bus.invalid")
+TTL = 60.0  # seconds
+SECOND = 1_000_000  # microseconds
+
+# What the kernel holds for a client is some 5 KB, so two of the larger messages make one lag.
+MESSAGE_SIZES = (10, 10, 10, 300, 3000)
+LIMITS = Settings(feed_size=1, message_size=3200, write_timeout=1e9)
+
+A_TURN = 1e-9  # seconds: longer than now, shorter than anything
+
+
+class MemoryBus:
+    """A bus without a network: what the scripts in `bus/scripts/` do, on the local bus's logs."""
+
+    def __init__(self, choices: random.Random) -> None:
+        self.choices = choices
+        self.now = 1_700_000_000 * SECOND
+        self.history = History()
+        self.newest = Clock("", 0)
+        self.epochs: list[str] = []
+        self.saved = copy.deepcopy(self.history)
+        self.is_up = True
+        self.lives = 0  # connections of one life are lost with it
+        self.subscriptions: list[MemorySubscription] = []
+        self.answers = Event()  # cleared while commands wait for their answer
+        self.answers.set()
+
+    def advance(self, step: int, seen: Clock) -> Clock:
+        self.now += self.choices.choice((0, 1, 1000))
+        history = self.history
+        if history.epoch == seen.epoch and history.id < seen.id:
+            history.epoch = make_epoch()
+        clock = Clock(history.epoch, history.advance(self.now, step))
+        if clock.epoch not in self.epochs:
+            self.epochs.append(clock.epoch)
+        self.newest = clock
+        return clock
+
+    def publish(self, channel: Channel, data: bytes) -> Stamp | None:
+        name = channel.name.encode()
+        if not channel.history:
+            self.push(channel.name, data)
+            return None
+        self.advance(0, self.newest)
+        body = encode_body(data)
+        entry = self.history.add(self.now, name, body, b"", channel.history, round(channel.ttl * SECOND))
+        stamp = Stamp(self.history.epoch, entry.id, entry.previous)
+        self.newest = Clock(stamp.epoch, stamp.id)
+        self.push(
+            channel.name, MAGIC + b"%b %d %d\n" % (stamp.epoch.encode(), stamp.id, stamp.previous) + body
+        )
+        return stamp
+
+    def push(self, channel: str, payload: bytes) -> None:
+        for subscription in self.subscriptions:
+            if channel in subscription.channels:
+                if subscription.loses:
+                    subscription.loses = False
+                else:
+                    subscription.put(Received(channel, payload))
+
+    def stop(self) -> None:
+        self.is_up = False
+        self.lives += 1
+        for subscription in list(self.subscriptions):
+            subscription.close()
+
+    def flush(self) -> None:
+        self.history = History()
+        self.save()  # an older epoch does not come back: nobody could tell
+
+    def save(self) -> None:
+        self.saved = copy.deepcopy(self.history)
+
+    def restore(self, seconds: int) -> None:
+        """Come back from what was saved, so many seconds ago by its own clock.
+
+        Somebody who knows better speaks to it first: else nobody could tell.
+        """
+        self.stop()
+        self.history = copy.deepcopy(self.saved)
+        self.now -= seconds * SECOND
+        self.is_up = True
+        self.advance(0, self.newest)
+        self.save()
+
+
+class MemoryPublisher:
+    """Stands in for `Publisher`."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self.bus = bus
+        self._seen = Clock("", 0)
+
+    def snapshot(self, channels: Sequence[Channel]) -> Snapshot:
+        def read(clock: Clock, history: History, now: int) -> Snapshot:
+            reads = {
+                channel: history.snapshot(now, channel.name.encode(), channel.history, _ttl(channel))
+                for channel in channels
+            }
+            return Snapshot(
+                clock, {channel.name: _log(clock, channel, read) for channel, read in reads.items()}
+            )
+
+        return self._ask(read)
+
+    def read_after(self, channels: Sequence[Channel], after: int, count: int) -> Page:
+        def read(clock: Clock, history: History, now: int) -> Page:
+            reads = {
+                channel: history.range(now, channel.name.encode(), after, count, _ttl(channel))
+                for channel in channels
+            }
+            lasts = (read.entries[-1].id for read in reads.values() if len(read.entries) >= count)
+            bound = min(lasts, default=clock.id)
+            return Page(
+                clock, {channel.name: _log(clock, channel, read) for channel, read in reads.items()}, bound
+            )
+
+        return self._ask(read)
+
+    def tick(self, channel: str) -> Clock:
+        def tick(clock: Clock, history: History, now: int) -> Clock:
+            self.bus.push(channel, f"{clock.epoch} {clock.id}".encode())
+            return clock
+
+        return self._ask(tick, step=1)
+
+    def close(self) -> None:
+        pass
+
+    def _ask(self, run: Callable[[Clock, History, int], Answer], step: int = 0) -> Answer:
+        """Run a command on the bus, some way off."""
+        bus, life = self.bus, self.bus.lives
+        self._travel(life)
+        self._seen = bus.advance(step, self._seen)
+        answer = run(self._seen, bus.history, bus.now)
+        self._travel(life)
+        return answer
+
+    def _travel(self, life: int) -> None:
+        self.bus.answers.wait()
+        gevent.sleep(A_TURN)
+        if not self.bus.is_up or life != self.bus.lives:
+            raise BusUnavailable("the connection is lost")
+
+
+def _ttl(channel: Channel) -> int:
+    return round(channel.ttl * SECOND)
+
+
+def _log(clock: Clock, channel: Channel, read: LogRead) -> Log:
+    entries = [
+        decode_body(channel.name, entry.body, Stamp(clock.epoch, entry.id, entry.previous))
+        for entry in read.entries
+    ]
+    return Log(entries, read.floor)
+
+
+class MemorySubscription:
+    """Stands in for `Subscription`."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self.bus = bus
+        self.channels: set[str] = set()
+        self.replies: deque[Reply] = deque()
+        self.loses = False  # the next message, without a word
+        self.is_closed = False
+        self.is_waiting = False
+        self.stalls = False
+        self._changed = Event()
+
+    def connect(self) -> None:
+        if not self.bus.is_up:
+            raise BusUnavailable("it is down")
+        self.bus.subscriptions.append(self)
+
+    def subscribe(self, channels: Iterable[str]) -> None:
+        self._check()
+        for channel in channels:
+            self.channels.add(channel)
+            self.put(Subscribed(channel))
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        self._check()
+        for channel in channels:
+            self.channels.discard(channel)
+            self.put(Unsubscribed(channel))
+
+    def ping(self, token: bytes) -> None:
+        self._check()
+        self.put(Pong(token))
+
+    def read(self) -> Reply:
+        while self.stalls or not self.replies:
+            self._check()
+            self.is_waiting = True
+            self._changed.clear()
+            self._changed.wait()
+            self.is_waiting = False
+        return self.replies.popleft()
+
+    def put(self, reply: Reply) -> None:
+        self.replies.append(reply)
+        self._changed.set()
+
+    def stall(self, stalls: bool) -> None:
+        self.stalls = stalls
+        self._changed.set()
+
+    def close(self) -> None:
+        """What is on its way may come, or not."""
+        self.is_closed = True
+        if self.bus.choices.random() < 0.5:
+            self.replies.clear()
+        if self in self.bus.subscriptions:
+            self.bus.subscriptions.remove(self)
+        self.stall(False)
+
+    def _check(self) -> None:
+        if self.is_closed:
+            raise BusUnavailable("the connection is lost")
+
+
+class LineEngine(Engine):
+    """A line is a message, a reset or a cursor: its kind, the cursor, and the rest."""
+
+    name = "line"
+    encoding = "line"
+    heartbeat = 1.0
+
+    def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
+        connection.send(self.beat(cursor))
+
+    def encode(self, message: Message) -> bytes:
+        if message.reset:
+            return self.reset([message.channel], message.reset.reason, message.reset.cursor)
+        cursor = message.stamp.cursor if message.stamp else ""
+        return b"message;%b;%b\n" % (cursor.encode(), message.data)
+
+    def beat(self, cursor: str | None = None) -> bytes:
+        return f"cursor;{cursor or ''};\n".encode()
+
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+        return f"reset;{cursor or ''};{reason},{','.join(channels)}\n".encode()
+
+
+class Chain:
+    """A client that comes back, each time with its last cursor, and what it has seen."""
+
+    def __init__(self, channels: tuple[Channel, ...]) -> None:
+        self.channels = channels
+        self.client: Client | None = None
+        self.reads = True
+        self.first = ""  # cursor
+        self.cursor: str | None = None
+        self.seen: list[tuple[str, str, str]] = []  # kind, cursor, the rest
+        self.parsed = 0
+
+    def connect(self, hub: HubUnderTest, engine: Engine) -> None:
+        self.client = Client()
+        self.parsed = 0
+        self.reads = True
+        self.seen.append(("connection", "", ""))
+        offload = Offload("sse", self.channels, ADDRESS, {}, self.cursor)
+        hub.take(
+            self.client.give_to_hub(), engine, Handover(offload, ("", 0), ("", 0), False, False, b"", b"")
+        )
+
+    def read(self) -> None:
+        client = self.client
+        if client is None:
+            return
+        received = client.read()
+        end = received.rfind(b"\n") + 1
+        for line in received[self.parsed : end].decode().splitlines():
+            kind, cursor, rest = line.split(";")
+            self.seen.append((kind, cursor, rest))
+            self.cursor = cursor or self.cursor
+            if kind != "message":  # a current value is older than where the client stands
+                self.first = self.first or cursor
+        self.parsed = max(self.parsed, end)
+        if client.is_at_end:
+            self.leave()
+
+    def leave(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+        if self.cursor is None:
+            self.seen.clear()  # it comes back as a new one
+
+
+class Story:
+    """One round."""
+
+    def __init__(self, seed: int, lines: Lines, patch: pytest.MonkeyPatch) -> None:
+        random.seed(seed)
+        self.choices = choices = random.Random(seed)
+        self.lines = lines
+        self.is_calm = seed % 4 == 0  # nothing happens by which anything could be lost
+        self.bus = bus = MemoryBus(choices)
+        patch.setattr(following, "Publisher", lambda address, timeout: MemoryPublisher(bus))
+        patch.setattr(following, "Subscription", lambda address, timeout: MemorySubscription(bus))
+        patch.setattr(following, "READ_SLICE", choices.choice((-1.0, 1000.0)))
+        sizes = (1000,) if self.is_calm else (1, 3, 10, 30)
+        self.channels = [
+            Channel("a", choices.choice(sizes), TTL),
+            Channel("b", choices.choice(sizes), TTL),
+            choices.choice(
+                (
+                    Channel("c", choices.choice(sizes), TTL),
+                    Channel("latest", choices.choice((1, 5)), TTL, SlowClient.LATEST),
+                    Channel("none"),
+                )
+            ),
+        ]
+        self.log: list[tuple[Channel, Stamp | None]] = []  # what was published, by its number
+        self.chains = [
+            Chain(tuple(choices.sample(self.channels, choices.randint(1, 3))))
+            for _ in range(choices.randint(1, 4))
+        ]
+        self.engine = LineEngine({})
+        self.second = 0
+        self.later = 0.0  # seconds that have passed only for the hub
+        self.told: list[str] = []
+        self.start_hub()
+
+    def start_hub(self) -> None:
+        self.hub = HubUnderTest(LIMITS, self.lines)
+        self.hub.followings.clear()
+        self.hub.announced = ADDRESS
+        self.following: Following = self.hub._following(ADDRESS)
+
+    # What happens.
+
+    def publish(self) -> None:
+        if self.bus.is_up:
+            for _ in range(self.choices.choice((1, 1, 1, 5))):
+                self.publish_to(self.choice(self.channels))
+
+    def publish_to(self, channel: Channel) -> None:
+        data = b"%d %b" % (len(self.log), b"x" * self.choice(MESSAGE_SIZES))
+        self.log.append((channel, self.bus.publish(channel, data)))
+
+    def publish_after_a_loss(self) -> None:
+        """The subscription loses a message; the next one of its channel shows it."""
+        channel = self.choice(self.channels[:2])
+        if not self.bus.is_up or not self.bus.subscriptions:
+            return
+        subscription = self.bus.subscriptions[0]
+        subscription.loses = channel.name in subscription.channels
+        self.publish_to(channel)
+        self.publish_to(channel)
+
+    def client_comes(self) -> None:
+        if away := [chain for chain in self.chains if chain.client is None]:
+            self.choice(away).connect(self.hub, self.engine)
+
+    def client_is_cut(self) -> None:
+        if chain := self.connected():
+            if self.choices.random() < 0.5:
+                chain.read()
+            chain.leave()
+
+    def client_stops_reading(self) -> None:
+        if chain := self.connected():
+            chain.reads = False
+
+    def client_reads_again(self) -> None:
+        if chain := self.connected():
+            chain.reads = True
+
+    def hub_is_killed(self) -> None:
+        self.end_hub()
+        self.start_hub()
+
+    def subscription_is_cut(self) -> None:
+        for subscription in list(self.bus.subscriptions):
+            subscription.close()
+
+    def subscription_stalls(self) -> None:
+        for subscription in self.bus.subscriptions:
+            subscription.stall(True)
+
+    def subscription_goes_on(self) -> None:
+        for subscription in self.bus.subscriptions:
+            subscription.stall(False)
+
+    def answers_stall(self) -> None:
+        self.bus.answers.clear()
+
+    def answers_go_on(self) -> None:
+        self.bus.answers.set()
+
+    def bus_stops(self) -> None:
+        self.bus.stop()
+
+    def bus_starts(self) -> None:
+        self.bus.is_up = True
+
+    def tick(self) -> None:
+        gevent.spawn(self.following._tick)
+
+    def second_passes(self) -> None:
+        self.second += 1
+        self.later += self.choice((0.0, 0.0, 100.0))
+        self.hub._tick(self.second, time.monotonic() + self.later)
+
+    def time_passes(self) -> None:
+        self.bus.now += self.choice((SECOND, 30 * SECOND, 100 * SECOND))
+
+    def bus_is_flushed(self) -> None:
+        if self.bus.is_up:
+            self.bus.flush()
+            if self.choices.random() < 0.5:
+                self.subscription_is_cut()
+
+    def bus_is_saved(self) -> None:
+        self.bus.save()
+
+    def bus_is_restored(self) -> None:
+        self.bus.restore(self.choice((0, 5, 200)))
+
+    def turn(self) -> None:
+        for _ in range(self.choice((1, 1, 2, 5, 20))):
+            gevent.sleep(A_TURN)
+            self.all_read()
+
+    def connected(self) -> Chain | None:
+        chains = [chain for chain in self.chains if chain.client is not None]
+        return self.choice(chains) if chains else None
+
+    def choice(self, things: Sequence[Thing]) -> Thing:
+        return self.choices.choice(things)
+
+    def all_read(self) -> None:
+        for chain in self.chains:
+            if chain.reads:
+                chain.read()
+
+    # From beginning to end.
+
+    def run(self) -> None:
+        calm = {
+            self.publish: 12,
+            self.publish_after_a_loss: 1,
+            self.client_comes: 6,
+            self.client_is_cut: 3,
+            self.client_stops_reading: 1,
+            self.client_reads_again: 1,
+            self.hub_is_killed: 1,
+            self.subscription_is_cut: 1,
+            self.subscription_stalls: 1,
+            self.subscription_goes_on: 2,
+            self.answers_stall: 1,
+            self.answers_go_on: 2,
+            self.bus_stops: 1,
+            self.bus_starts: 3,
+            self.tick: 3,
+            self.second_passes: 3,
+            self.turn: 16,
+        }
+        wild = {self.time_passes: 2, self.bus_is_flushed: 1, self.bus_is_saved: 1, self.bus_is_restored: 1}
+        events = calm if self.is_calm else calm | wild
+        for event in self.choices.choices(
+            list(events), list(events.values()), k=self.choices.randint(30, 90)
+        ):
+            self.told.append(event.__name__)
+            event()
+            self.all_read()
+        self.settle()
+        self.check()
+
+    def settle(self) -> None:
+        """Everything is connected again, and everybody has what there is to have."""
+        self.bus.is_up = True
+        self.answers_go_on()
+        self.subscription_goes_on()
+        for chain in self.chains:
+            chain.reads = True
+        self.turn_until(self.is_settled)
+        self.tick()
+        self.turn_until(self.is_settled)
+
+    def is_settled(self) -> bool:
+        hub = self.hub
+        self.all_read()
+        for chain in self.chains:
+            if chain.client is None:
+                chain.connect(hub, self.engine)
+        return (
+            not (hub.slice_is_due or hub.lagging or hub.paging or hub.opening)
+            and all(feed.held is None for feed in self.following.feeds.values())
+            and any(s.is_waiting and not s.replies for s in self.bus.subscriptions)
+            and not any(chain.client is None for chain in self.chains)
+        )
+
+    def turn_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        held = 0
+        while held < 6:  # what is on its way arrives meanwhile
+            assert time.monotonic() < deadline, "it never settled"
+            gevent.sleep(A_TURN)
+            held = held + 1 if condition() else 0
+
+    def end_hub(self) -> None:
+        self.following.close()
+        self.hub.close_all()
+
+    def end(self) -> None:
+        self.end_hub()
+        for chain in self.chains:
+            chain.leave()
+
+    # What must be so.
+
+    def check(self) -> None:
+        for chain in self.chains:
+            for channel in chain.channels:
+                if channel.slow_client is SlowClient.LATEST:
+                    self.check_latest(chain, channel)
+                elif channel.history:
+                    self.check_complete(chain, channel)
+            self.check_order(chain)
+            if self.is_calm:
+                assert not [event for event in chain.seen if event[0] == "reset"]
+
+    def begin(self, chain: Chain) -> int:
+        """Return the number of the first message published behind the chain's first cursor."""
+        if not chain.first:
+            return len(self.log)
+        epoch, _, id = chain.first.rpartition("-")
+        first = self.bus.epochs.index(epoch), int(id)
+        for number, (_, stamp) in enumerate(self.log):
+            if stamp and (self.bus.epochs.index(stamp.epoch), stamp.id) > first:
+                return number
+        return len(self.log)
+
+    def check_complete(self, chain: Chain, channel: Channel) -> None:
+        begin = self.begin(chain)
+        expected = deque(n for n, (c, _) in enumerate(self.log) if c is channel and n >= begin)
+        is_reset = False
+        for kind, _, rest in chain.seen:
+            if kind == "reset" and channel.name in rest.split(",")[1:]:
+                is_reset = True
+            elif kind == "message" and self.log[number := _number(rest)][0] is channel:
+                missing = []
+                while expected and expected[0] < number:
+                    missing.append(expected.popleft())
+                assert is_reset or not missing, f"{channel.name}: {missing} missing before {number}"
+                if expected and expected[0] == number:
+                    expected.popleft()
+                is_reset = False
+        assert is_reset or not expected, f"{channel.name}: {list(expected)} missing at the end"
+
+    def check_order(self, chain: Chain) -> None:
+        kept, plain, latest = [], [], []
+        for kind, cursor, rest in chain.seen:
+            if kind == "connection":
+                plain.clear()  # what has no id may come again on the next connection
+            if kind != "message":
+                continue
+            number = _number(rest)
+            channel, stamp = self.log[number]
+            if channel.slow_client is SlowClient.LATEST:
+                # An older value may be the current one of a bus that has gone back: that is a new epoch.
+                latest.append((self.bus.epochs.index(cursor.partition("-")[0]), number))
+            else:
+                (kept if stamp else plain).append(number)
+            assert plain == sorted(set(plain)), f"not in order, or twice: {plain}"
+        assert kept == sorted(set(kept)), f"not in order, or twice: {kept}"
+        assert latest == sorted(latest), f"not in order: {latest}"
+
+    def check_latest(self, chain: Chain, channel: Channel) -> None:
+        kept = self.bus.history.snapshot(self.bus.now, channel.name.encode(), 1, _ttl(channel)).entries
+        if kept:
+            message = decode_body(channel.name, kept[0].body)
+            of_channel = [
+                number
+                for kind, _, rest in chain.seen
+                if kind == "message" and self.log[number := _number(rest)][0] is channel
+            ]
+            number = _number(message.data.decode())
+            assert of_channel[-1:] == [number], f"the last value is {number}, not {of_channel[-1:]}"
+
+
+def _number(data: str) -> int:
+    return int(data.split()[0])
+
+
+@pytest.fixture
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Everything happens at once, and in the middle of everything else.
+        patch.setattr(fanout, "SLICE", -1.0)
+        patch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", 1)
+        patch.setattr(fanout, "MAX_WRITE_SIZE", 4000)
+        patch.setattr(following, "RECONNECT", (A_TURN, A_TURN))
+        patch.setattr(following, "MAX_RECONNECT", A_TURN)
+        patch.setattr(following, "TICK_INTERVAL", 1e9)  # when the story says so
+        patch.setattr(following, "CHANNELS_PER_READ", 2)
+        patch.setattr(following, "MESSAGES_PER_READ", 3)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def busy_loop() -> Iterator[None]:
+    """While a loop has an idle watcher it never waits, so that a turn takes microseconds."""
+    logging.disable(logging.WARNING)
+    watcher = gevent.get_hub().loop.idle()
+    watcher.start(lambda: None)
+    yield
+    watcher.stop()
+    watcher.close()
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", range(0, ROUNDS, ROUNDS_PER_TEST))
+def test_chain_of_cursors_has_every_message_once_and_in_order_or_a_reset_at_the_hole(
+    first: int, lines: Lines, patch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(first, min(ROUNDS, first + ROUNDS_PER_TEST)):
+        story = Story(seed, lines, patch)
+        try:
+            story.run()
+        except AssertionError as exc:
+            raise AssertionError(f"seed {seed}, after {', '.join(story.told)}: {exc}") from exc
+        finally:
+            story.end()
