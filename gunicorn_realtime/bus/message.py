@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -68,8 +67,12 @@ class Message:
     event: str | None = None
     stamp: Stamp | None = None
     reset: Reset | None = None
-    received: float = field(default_factory=time.monotonic)
     _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def id(self) -> int:
+        """Its id, or 0 where its channel gives none."""
+        return self.stamp.id if self.stamp else 0
 
     def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
         """Return `encode(self)`, made once for each `encoding`."""

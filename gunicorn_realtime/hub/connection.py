@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Connection:
     def send_page(self, page: Page, bound: int) -> None:
         """Send messages that were read from the bus, in the order of their ids, up to one."""
         messages = [message for log in page.logs.values() for message in log.entries]
-        self._send_messages(sorted((m for m in messages if _id(m) <= bound), key=_id))
+        self._send_messages(sorted((m for m in messages if m.id <= bound), key=attrgetter("id")))
 
     def _send_messages(self, messages: list[Message]) -> None:
         if messages:
@@ -245,10 +246,6 @@ class Connection:
             self.pager.set()
         fd, self.fd = self.fd, -1
         return fd
-
-
-def _id(message: Message) -> int:
-    return message.stamp.id if message.stamp else 0
 
 
 def _key(entry: Entry) -> int:

@@ -360,7 +360,7 @@ class Following:
                     log = page.logs[feed.channel]
                     if log.floor > max(self._seen_of(feed), position) and not feed.is_latest:
                         gaps[feed] = log.floor
-                    messages += [(feed, message) for message in log.entries if _id_of(message) <= page.bound]
+                    messages += [(feed, message) for message in log.entries if message.id <= page.bound]
                 position = page.bound
                 if position >= page.clock.id:
                     break
@@ -420,7 +420,7 @@ class Following:
             BusUnavailable: The connection has been lost meanwhile.
         """
         subscription = self._subscription
-        order = [(_id_of(message), feed, message) for feed, message in read]
+        order = [(message.id, feed, message) for feed, message in read]
         reached = dict(clock_ids)
         while True:
             for feed in feeds:
@@ -510,7 +510,3 @@ class Following:
         if silence > TICK_TIMEOUT:
             logger.warning("The subscription has been silent for %.0f s: connecting again", silence)
             subscription.close()
-
-
-def _id_of(message: Message) -> int:
-    return message.stamp.id if message.stamp else 0
