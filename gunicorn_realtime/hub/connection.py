@@ -55,6 +55,7 @@ class Connection:
         "opened",
         "opening",
         "pager",
+        "places",
         "position",
         "reader",
         "received",
@@ -70,6 +71,7 @@ class Connection:
         self.pager: Event | None = None  # set whenever it can take more of its history
         self.position = 0
         self.index = -1  # in the audience's array
+        self.places: list[int] | None = None  # or in the arrays of the audience's parts
         self.lag: Lag | None = None
         self.bytes = 0  # right when it has left the array
         self.messages = 0
@@ -183,8 +185,15 @@ class Connection:
     def _count(self, position: int) -> int:
         return sum(key <= position for key, _ in self.audience.after(self.position))
 
+    @property
+    def has_place(self) -> bool:
+        """It keeps up with its audience."""
+        return self.index >= 0 or self.places is not None
+
     def catch_up(self) -> None:
         """Get what has come since `position`, then join the others."""
+        if self.fd < 0 or self.has_place:
+            return  # it has left since it was to do so, or is back already
         while self.lag is None:
             if self.is_answered:
                 self.hub.finish(self)

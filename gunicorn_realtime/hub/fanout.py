@@ -37,7 +37,11 @@ MAX_WRITE_SIZE = 256 * 1024  # bytes
 # Room for what comes without an id between two that have one (microseconds).
 KEY_BITS = 20
 
+NOBODY = array("i")
 VACANT = -1  # a place in the array whose connection has left
+
+# So many connections with the same feeds sit in the arrays of each single feed; more have their own.
+FEW = 4
 
 
 class Audience:
@@ -45,8 +49,12 @@ class Audience:
 
     Between two broadcasts everybody in the array has everything: it is settled. During a broadcast
     the array is a circle in which `cursor` goes round: `runs` says, from the cursor on, how many
-    connections have which position, the oldest first. Meanwhile nobody changes place: who leaves
-    makes its place vacant, and who comes waits in `joining`.
+    connections have which position. Who leaves meanwhile makes its place vacant; who comes has
+    everything, and takes a place behind the last.
+
+    A few connections that nobody shares all their feeds with (many sites give each user a channel of
+    its own, beside one for all) sit as guests in the arrays of each feed's own audience. A guest is
+    in the middle of one broadcast at most: see `Fanout.append`.
 
     Args:
         engine: Gives the encoding.
@@ -58,6 +66,8 @@ class Audience:
     __slots__ = (
         "_batch",
         "_batch_position",
+        "_batch_until",
+        "away",
         "bytes",
         "connections",
         "cursor",
@@ -65,9 +75,10 @@ class Audience:
         "fds",
         "feeds",
         "following",
-        "joining",
+        "guests",
         "messages",
         "only",
+        "parts",
         "runs",
         "vacant",
     )
@@ -83,15 +94,17 @@ class Audience:
         self.feeds = feeds
         self.connections = connections
         self.following = following
-        self.fds = array("i")
+        self.fds = NOBODY  # until its feeds know it
         self.vacant = 0
+        self.guests = 0  # in the array, from other audiences
+        self.away = 0  # its own, in the arrays of its parts
+        self.parts: tuple[Audience, ...] = ()  # the audiences of each single feed, while somebody is away
         self.runs: list[tuple[int, int]] | None = None  # None while settled
         self.cursor = 0
-        self.joining: list[Connection] = []
         self.only: Message | None = None  # the only one of this broadcast, to the only connection
         self.messages = 0  # that have come while the array was not empty, and the bytes they make
         self.bytes = 0
-        self._batch_position = -1
+        self._batch_position = self._batch_until = -1
         self._batch: tuple[bytes, int] = (b"", -1)
 
     @property
@@ -105,46 +118,122 @@ class Audience:
 
     @property
     def is_empty(self) -> bool:
-        return len(self.fds) == self.vacant and not self.joining
+        return len(self.fds) == self.vacant and not self.away
 
-    def members(self, start: int = 0, step: int = 1) -> list[Connection]:
-        """Return those who have kept up, or one of `step` of them, beginning with the one at `start`."""
-        return [self.connections[fd] for fd in self.fds[start::step] if fd != VACANT]
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is on its way to those who have kept up."""
+        return self.runs is None and all(part.runs is None for part in self.parts)
 
     def join(self, connection: Connection) -> None:
-        """Take a connection that has everything up to its position, which is now or a moment ago."""
-        if self.runs is not None:
-            self.joining.append(connection)
-            return
-        connection.index = len(self.fds)
-        self.fds.append(connection.fd)
-        # The difference to what the audience has had when it leaves is what it has had itself.
-        connection.messages -= self.messages
-        connection.bytes -= self.bytes
+        """Take a connection that has everything."""
+        if len(self.feeds) > 1 and not self.fds and self.away < FEW:
+            if not self.away:
+                audience_of = connection.hub.audience_of
+                self.parts = tuple(audience_of(self.engine, (feed,), self.following) for feed in self.feeds)
+            self.away += 1
+            connection.places = [part._take_in(connection) for part in self.parts]
+            for part in self.parts:
+                part.guests += 1
+        else:
+            connection.index = self._take_in(connection)
 
     def leave(self, connection: Connection) -> None:
         """Let a connection go, with its position and what it has had."""
-        if connection.index < 0:
-            if connection in self.joining:
-                self.joining.remove(connection)
-            return
-        connection.position = position = self._position(connection.index)
+        if connection.places is not None:
+            places, connection.places = connection.places, None
+            self.away -= 1
+            for part in self.parts:
+                part.guests -= 1
+            connection.position = self.last
+            for part, index in zip(self.parts, places, strict=True):
+                # It lacks something of one part at most, and has had nothing of the others since.
+                if (position := part._let_go(connection, index)) < part.last:
+                    connection.position = position
+        elif connection.index >= 0:
+            index, connection.index = connection.index, -1
+            connection.position = self._let_go(connection, index)
+
+    def lacks_other_than(self, connection: Connection, part: Audience) -> bool:
+        """Return whether one of our guests waits for something from another array than this part's."""
+        assert connection.places is not None
+        return any(
+            other is not part and other.runs is not None and other._position(index) < other.last
+            for other, index in zip(self.parts, connection.places, strict=True)
+        )
+
+    def waiting_guests(self) -> list[Connection]:
+        """Return the guests whom this broadcast has not reached."""
+        found = []
+        turn, last = self.cursor, self.last
+        for count, position in self.runs or ():
+            if position < last:
+                fds = [self.fds[place % len(self.fds)] for place in range(turn, turn + count)]
+                found += [
+                    connection for connection in self._connections(fds) if connection.places is not None
+                ]
+            turn += count
+        return found
+
+    def all_guests(self) -> list[Connection]:
+        return [connection for connection in self._connections(self.fds) if connection.places is not None]
+
+    def _connections(self, fds: Iterable[int]) -> list[Connection]:
+        return [self.connections[fd] for fd in fds if fd != VACANT]
+
+    def _take_in(self, connection: Connection) -> int:
+        """Give a connection a place in the array."""
+        if self.fds is NOBODY:
+            self.fds = array("i")
+            for feed in self.feeds:
+                feed.audiences.append(self)
+        index = len(self.fds)
+        self.fds.append(connection.fd)
+        if self.runs is not None:
+            self._insert_run(index - self.cursor, self.last)
+        # The difference to what the audience has had when it leaves is what it has had itself.
+        connection.messages -= self.messages
+        connection.bytes -= self.bytes
+        return index
+
+    def _insert_run(self, turn: int, last: int) -> None:
+        """Note that so many turns from the cursor somebody has everything who was not there before."""
+        assert self.runs is not None
+        for at, (count, position) in enumerate(self.runs):
+            if turn <= count:
+                parts = [(turn, position), (1, last), (count - turn, position)]
+                if position == last:
+                    parts = [(count + 1, last)]
+                self.runs[at : at + 1] = [part for part in parts if part[0]]
+                return
+            turn -= count
+        self.runs.append((1, last))
+
+    def _let_go(self, connection: Connection, index: int) -> int:
+        """Take a connection's place away; return its position."""
+        position = self._position(index)
         lacking = self.after(position)
         connection.messages += self.messages - len(lacking)
         connection.bytes += self.bytes - sum(len(self._encoded(message)) for _, message in lacking)
         if self.runs is None:
-            self._take_out(connection.index)
+            self._take_out(index)
         else:
-            self.fds[connection.index] = VACANT
+            self.fds[index] = VACANT
             self.vacant += 1
-        connection.index = -1
+        return position
 
     def _take_out(self, index: int) -> None:
         last_fd = self.fds.pop()
         if index < len(self.fds):
             self.fds[index] = last_fd
             if last_fd != VACANT:
-                self.connections[last_fd].index = index
+                self._move(self.connections[last_fd], index)
+
+    def _move(self, connection: Connection, index: int) -> None:
+        if connection.places is None:
+            connection.index = index
+        else:
+            connection.places[connection.audience.parts.index(self)] = index
 
     def _position(self, index: int) -> int:
         if self.runs is None:
@@ -161,35 +250,32 @@ class Audience:
     def wake(self, message: Message, position: int) -> bool:
         """A message has come, before which everybody was at `position`; return whether this begins a broadcast."""
         count = len(self.fds)
-        if count:
-            self.messages += 1
-            self.bytes += len(self._encoded(message))
-        self._batch_position = -1
+        if not count:
+            return False
+        self.messages += 1
+        self.bytes += len(self._encoded(message))
         if self.runs is not None:
             self.only = None
             return False
         self.runs = [(count, position)]
+        # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
+        self.cursor = (self.cursor + count // 3) % count
         if count == 1:
             self.only = message
-        elif count:
-            # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
-            self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
         return True
 
     def serve(self, deadline: float, ended: Ended) -> bool:
         """Send what is new, until all have it or time is up; return whether all have it."""
         only, self.only = self.only, None
-        if only is not None and len(self.fds) == 1 and not self.vacant:
-            # One connection and one message: many sites give each user a channel of its own.
-            self.runs = [(1, self.last)]
-            self._write(0, 1, self._encoded(only), ended)
-            if self.joining or self.fds[0] == VACANT:
-                self._settle()
-            self.runs = None
-            return True
         last = self.last
+        if only is not None and len(self.fds) == 1 and not self.vacant:
+            # One connection and one message, as on a channel of a user's own.
+            self.runs = [(1, last)]
+            self._write(0, 1, self._encoded(only), ended)
+            self._settle()
+            return True
         assert self.runs is not None
-        while self.fds and self.runs[0][1] < last:
+        while any(position < last for _, position in self.runs):
             count, position = self.runs.pop(0)
             data, key = self.batch(position)
             turns = min(count, DELIVERIES_BETWEEN_CLOCKS, len(self.fds) - self.cursor)
@@ -200,10 +286,10 @@ class Audience:
             else:
                 self.runs.append((turns, key))
             start, self.cursor = self.cursor, (self.cursor + turns) % len(self.fds)
-            self._write(start, start + turns, data, ended)
-            if self.cursor == 0 and self.joining:
-                # While messages come faster than they are sent, a broadcast does not end.
-                self._serve_joining()
+            if data:
+                self._write(start, start + turns, data, ended)
+            if self.cursor == 0 and self.vacant > len(self.fds) // 2:
+                self._close_gaps()
             if perf_counter() > deadline:
                 return False
         self._settle()
@@ -222,7 +308,7 @@ class Audience:
             except OSError as exc:
                 if fd != VACANT:
                     connection = self.connections[fd]
-                    self.leave(connection)
+                    connection.audience.leave(connection)
                     connection.bytes -= size
                     ended.append((connection, exc))
                 continue
@@ -230,13 +316,13 @@ class Audience:
                 continue
             self.connections[fd].start_lagging(data, sent)
         if self.engine.is_one_shot:
-            for connection in [self.connections[fd] for fd in fds if fd != VACANT]:
-                if connection.index >= 0:  # it is neither gone nor lagging
-                    self.leave(connection)
+            for connection in self._connections(fds):
+                if connection.has_place:  # it is neither gone nor lagging
+                    connection.audience.leave(connection)
                     ended.append((connection, None))
 
     def _settle(self) -> None:
-        """The broadcast has ended: close the gaps, and let in who has come meanwhile."""
+        """The broadcast has ended: close the gaps."""
         self.runs = None
         index = 0
         while self.vacant:
@@ -244,12 +330,22 @@ class Audience:
             self._take_out(index)
             self.vacant -= 1
         self._batch, self._batch_position = (b"", -1), -1  # an idle audience holds no message
-        self._serve_joining()
 
-    def _serve_joining(self) -> None:
-        joining, self.joining = self.joining, []
-        for connection in joining:
-            connection.catch_up()
+    def _close_gaps(self) -> None:
+        """Close them in a broadcast that does not end; the cursor is at the first place."""
+        assert self.runs is not None
+        fds, self.fds = self.fds, array("i")
+        runs, self.runs = self.runs, []
+        start = 0
+        for count, position in runs:
+            kept = [fd for fd in fds[start : start + count] if fd != VACANT]
+            start += count
+            if kept:
+                self.runs.append((len(kept), position))
+            for connection in self._connections(kept):
+                self._move(connection, len(self.fds))
+                self.fds.append(connection.fd)
+        self.vacant = 0
 
     # What is sent.
 
@@ -261,9 +357,10 @@ class Audience:
 
     def batch(self, position: int) -> tuple[bytes, int]:
         """Return what follows a position as it goes over the wire, and the position behind it."""
-        if position != self._batch_position:
+        last = self.last
+        if position != self._batch_position or last != self._batch_until:
             self._batch = self._join_encoded(position)
-            self._batch_position = position
+            self._batch_position, self._batch_until = position, last
         return self._batch
 
     def _join_encoded(self, position: int) -> tuple[bytes, int]:
@@ -304,6 +401,7 @@ class Fanout:
         self.key = 0  # of the newest message of all feeds
         self.shift = 0  # added to ids, so that keys rise also when the bus's clock has gone back
         self.queue: deque[Audience] = deque()
+        self.strays: deque[Connection] = deque()  # without a place, and not lagging
         self.touched: set[Feed] = set()  # those that hold messages that will be forgotten
         self.backlog_size = 0  # bytes that have come since the queue was last empty
 
@@ -324,6 +422,8 @@ class Fanout:
 
     def append(self, feed: Feed, message: Message) -> None:
         """Add a message to its feed; `run_slice` must be called afterwards."""
+        if self.queue:
+            self._let_stray(feed)
         before = self.key
         if not self.append_quietly(feed, message):
             return
@@ -344,6 +444,30 @@ class Fanout:
         self.backlog_size += cost(message)
         return True
 
+    def _let_stray(self, feed: Feed) -> None:
+        """Take those out of their places who would be in the middle of two broadcasts.
+
+        They catch up by themselves: the order of messages holds over all feeds of a connection.
+        """
+        for audience in feed.audiences:
+            if not audience.guests:
+                continue
+            if len(audience.fds) <= len(self.queue):
+                guests = audience.all_guests()
+            else:
+                others = [other for other in self.queue if other.guests and other is not audience]
+                guests = [guest for other in others for guest in other.waiting_guests()]
+            for guest in guests:
+                own = guest.audience
+                if guest.places and audience in own.parts and own.lacks_other_than(guest, audience):
+                    own.leave(guest)
+                    self.strays.append(guest)
+
+    @property
+    def is_busy(self) -> bool:
+        """Somebody lacks something who keeps up."""
+        return bool(self.queue or self.strays)
+
     @property
     def is_behind(self) -> bool:
         """So much waits for its turn that the bus should not be read for now.
@@ -353,22 +477,25 @@ class Fanout:
         return self.backlog_size > self.feed_size // 4
 
     def run_slice(self) -> Ended:
-        """Serve audiences for the time of one slice; there is more to do while `queue` is not empty."""
+        """Serve audiences for the time of one slice; there is more to do while the fan-out is busy."""
         deadline = perf_counter() + SLICE
         ended: Ended = []
-        while self.queue:
-            audience = self.queue.popleft()
-            if not audience.serve(deadline, ended):
-                self.queue.append(audience)  # behind the others: it may never be done
+        while self.is_busy:
+            for _ in range(min(len(self.strays), DELIVERIES_BETWEEN_CLOCKS)):
+                self.strays.popleft().catch_up()
+            if self.queue:
+                audience = self.queue.popleft()
+                if not audience.serve(deadline, ended):
+                    self.queue.append(audience)  # behind the others: it may never be done
             if perf_counter() > deadline:
                 break
-        if not self.queue:
+        if not self.is_busy:
             self.backlog_size = 0
         return ended
 
     def forget(self, lagging: Iterable[Connection]) -> None:
         """Drop what nobody needs any more, unless a broadcast is under way."""
-        if self.queue or not self.touched:
+        if self.is_busy or not self.touched:
             return
         needed: dict[Feed, int] = {}
         for connection in lagging:

@@ -9,7 +9,6 @@ from ..bus.channel import Channel, SlowClient
 from ..bus.message import Message
 
 if TYPE_CHECKING:
-    from .connection import Connection
     from .fanout import Audience
 
 # A message and its key. Keys rise with the order of arrival, over all feeds of a bus, and with the
@@ -34,6 +33,7 @@ class Feed:
         "channel",
         "entries",
         "floor",
+        "followers",
         "held",
         "idle_since",
         "is_confirmed",
@@ -41,7 +41,6 @@ class Feed:
         "last_id",
         "rules",
         "size",
-        "waiting",
     )
 
     def __init__(self, rules: Channel, last: int) -> None:
@@ -53,8 +52,8 @@ class Feed:
         self.last_id = 0  # id of the newest message that has one, or of the clock when all was read
         self.floor = last  # nothing newer than this key was dropped
         self.held: list[Message] | None = [] if rules.history else None  # until the history is read
-        self.audiences: list[Audience] = []
-        self.waiting: dict[Connection, None] = {}  # to be opened when the bus has confirmed
+        self.audiences: list[Audience] = []  # those to be told of a message
+        self.followers = 0  # audiences, told or not
         self.is_confirmed = False
         self.idle_since: float | None = None
 

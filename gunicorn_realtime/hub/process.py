@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,9 +75,14 @@ class Hub:
         self.connections: dict[int, Connection] = {}
         self.per_address: Counter[str] = Counter()
         self.opening: dict[Connection, float] = {}  # until when they wait for the bus
+        self.waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(
+            dict
+        )  # for it to confirm a feed
         self.lagging: dict[Connection, None] = {}
         self.engines: dict[tuple[str, str], Engine] = {}
-        self.audiences: dict[tuple[Engine, tuple[Feed, ...], Following], Audience] = {}
+        self.audiences: defaultdict[tuple[Engine, Following], dict[tuple[Feed, ...], Audience]] = defaultdict(
+            dict
+        )
         self.paging: set[Connection] = set()  # those whose history is read from the bus
         self.followings: dict[BusAddress, Following] = {}
         self.announced: BusAddress | None = None  # the bus of the application as it is now
@@ -157,7 +162,7 @@ class Hub:
         following = self._following(handover.offload.bus)
         followed = [following.follow(channel) for channel in handover.offload.followed]
         feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
-        connection = Connection(self, fd, self._audience(engine, feeds, following), address, handover)
+        connection = Connection(self, fd, self.audience_of(engine, feeds, following), address, handover)
         self.connections[fd] = connection
         if address:
             self.per_address[address] += 1
@@ -167,7 +172,7 @@ class Hub:
             return
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         for feed in unconfirmed:
-            feed.waiting[connection] = None
+            self.waiting[feed][connection] = None
 
     def _reason_to_refuse(self, address: str) -> str | None:
         if self.is_stopping:
@@ -291,7 +296,10 @@ class Hub:
         if handover is not None:
             self.opening.pop(connection, None)
             for feed in connection.audience.feeds:
-                feed.waiting.pop(connection, None)
+                waiting = self.waiting.get(feed, {})
+                waiting.pop(connection, None)
+                if not waiting:
+                    self.waiting.pop(feed, None)
         return handover
 
     def _engine(self, handover: Handover) -> Engine:
@@ -302,13 +310,13 @@ class Hub:
             engine = self.engines[key] = make_engine(offload.engine, offload.options)
         return engine
 
-    def _audience(self, engine: Engine, feeds: tuple[Feed, ...], following: Following) -> Audience:
-        key = (engine, feeds, following)
-        audience = self.audiences.get(key)
+    def audience_of(self, engine: Engine, feeds: tuple[Feed, ...], following: Following) -> Audience:
+        audiences = self.audiences[engine, following]
+        audience = audiences.get(feeds)
         if audience is None:
-            audience = self.audiences[key] = Audience(engine, feeds, self.connections, following)
+            audience = audiences[feeds] = Audience(engine, feeds, self.connections, following)
             for feed in feeds:
-                feed.audiences.append(audience)
+                feed.followers += 1
         return audience
 
     def _following(self, address: BusAddress) -> Following:
@@ -333,7 +341,7 @@ class Hub:
     def confirm(self, feed: Feed) -> None:
         """From here on nothing is missed of this feed."""
         feed.is_confirmed = True
-        for connection in list(feed.waiting):
+        for connection in list(self.waiting.pop(feed, ())):
             if all(feed.is_confirmed for feed in connection.audience.feeds):
                 self._open(connection)
 
@@ -345,7 +353,7 @@ class Hub:
                     self.finish(connection)
                 else:
                     self.close(connection, left(exc))
-        if any(fanout.queue for fanout in fanouts):
+        if any(fanout.is_busy for fanout in fanouts):
             # By a timer and not by a callback: the loop polls its descriptors in between.
             self.slice_timer.start(self._run_slice)
             return
@@ -433,50 +441,63 @@ class Hub:
                 self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
         for following in self.followings.values():
             following.fanout.forget(self.lagging)
-        for audience in list(self.audiences.values()):
-            self._attend(audience, second, now)
+        for period in {_period(engine) for engine in self.engines.values()}:
+            self._attend(second, now, period)
         self._forget_idle(now)
 
-    def _attend(self, audience: Audience, second: int, now: float) -> None:
-        """Do what is due for those who have kept up."""
-        engine = audience.engine
-        if engine.timeout is not None:
-            for connection in audience.members():
+    def _attend(self, second: int, now: float, period: int) -> None:
+        """Do what is due for those who have kept up: each second those whose turn it is."""
+        for fd in range(second % period, max(self.connections, default=0) + 1, period):
+            connection = self.connections.get(fd)
+            if connection is None or not connection.has_place:
+                continue
+            engine = connection.audience.engine
+            if _period(engine) != period:
+                continue
+            if engine.timeout is not None:
                 if now - connection.opened > engine.timeout:
                     self.finish(connection)
-        elif engine.heartbeat is not None:
-            # Each second those whose turn it is, so that not all get theirs at once.
-            period = max(1, round(engine.heartbeat))
-            for connection in audience.members((second + id(audience) // 64) % period, period):
+            elif engine.heartbeat is not None:
                 try:
-                    connection.send(engine.beat(self._frontier(audience)))
+                    connection.send(engine.beat(self._frontier(connection.audience)))
                 except OSError as exc:
                     self.close(connection, left(exc))
 
     def _frontier(self, audience: Audience) -> str | None:
         """Return the cursor of who has everything, if the channels have a history."""
         following = audience.following
-        if audience.runs is not None or not following.epoch or not any(feed.keeps for feed in audience.feeds):
+        if not audience.is_settled or not following.epoch or not any(feed.keeps for feed in audience.feeds):
             return None
         # Never back behind what the last message said.
         return f"{following.epoch}-{max(following.frontier, *(feed.last_id for feed in audience.feeds))}"
 
     def _forget_idle(self, now: float) -> None:
         # Those who open or lag have no place in their audience, but come back to it.
-        awaited = {connection.audience for connection in (*self.opening, *self.lagging, *self.paging)}
-        for key, audience in list(self.audiences.items()):
-            if audience.is_empty and audience.runs is None and audience not in awaited:
+        strays = [
+            connection for following in self.followings.values() for connection in following.fanout.strays
+        ]
+        returning = (*self.opening, *self.lagging, *self.paging, *strays)
+        awaited = {connection.audience for connection in returning}
+        deserted: defaultdict[Feed, set[Audience]] = defaultdict(set)
+        for key, audiences in list(self.audiences.items()):
+            for feeds, audience in list(audiences.items()):
+                if audience.is_empty and audience.runs is None and audience not in awaited:
+                    del audiences[feeds]
+                    for feed in feeds:
+                        deserted[feed].add(audience)
+            if not audiences:
                 del self.audiences[key]
-                for feed in audience.feeds:
-                    feed.audiences.remove(audience)
-                    if not feed.audiences:
-                        feed.idle_since = now
+        for feed, gone in deserted.items():
+            feed.audiences = [audience for audience in feed.audiences if audience not in gone]
+            feed.followers -= len(gone)
+            if not feed.followers:
+                feed.idle_since = now
         for address, following in list(self.followings.items()):
             following.unfollow_idle(now - LINGER)
             if not following.feeds and address != self.announced:
                 del self.followings[address]
                 following.close()
-        used = {audience.engine for audience in self.audiences.values()}
+        used = {engine for engine, _ in self.audiences}
         self.engines = {key: engine for key, engine in self.engines.items() if engine in used}
 
     # The end.
@@ -527,6 +548,11 @@ def _capacity(settings: Settings) -> int:
     if settings.connections > possible:
         logger.warning("The open-file limit %d leaves room for %d connections", soft, possible)
     return min(settings.connections, possible)
+
+
+def _period(engine: Engine) -> int:
+    """Return the seconds between two visits to one of its connections."""
+    return 1 if engine.timeout is not None or engine.heartbeat is None else max(1, round(engine.heartbeat))
 
 
 def _keeps_any(feeds: Iterable[Feed]) -> bool:

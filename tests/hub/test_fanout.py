@@ -101,11 +101,9 @@ def test_idle_audience_holds_no_message(hub, client):
 
 
 def test_place_where_a_broadcast_begins_goes_round(hub, make_client):
-    clients = [make_client() for _ in range(9)]
     engine = LineEngine()
-    for client in clients:
-        hub.give(client, handover("a"), engine)
-    [audience] = hub.audiences.values()
+    connections = [hub.give(make_client(), handover("a"), engine) for _ in range(9)]
+    audience = connections[0].audience
     starts = []
     for _ in range(4):
         hub.bus.publish("a", b"1")
@@ -165,7 +163,7 @@ def test_who_joins_a_broadcast_that_does_not_end_is_served_with_the_others(hub, 
     hub.turn()
     late = make_client()
     connection = hub.give(late, handover("a"), engine)
-    assert connection in connection.audience.joining
+    assert connection.has_place and connection.audience.runs is not None
 
     for _ in range(12):
         hub.bus.publish("a", b"1")

@@ -47,13 +47,14 @@ class Follower:
 
 
 class FanoutMachine(RuleBasedStateMachine):
-    @initialize(places=st.integers(1, 3))
-    def start(self, places: int) -> None:
+    @initialize(places=st.integers(1, 3), few=st.sampled_from([0, 1, 100]))
+    def start(self, places: int, few: int) -> None:
         self.patch = pytest.MonkeyPatch()
         # Time is up after every few deliveries, so that everything happens in the middle of a broadcast.
         self.patch.setattr(fanout, "SLICE", -1.0)
         self.patch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", places)
         self.patch.setattr(fanout, "MAX_WRITE_SIZE", 6000)
+        self.patch.setattr(fanout, "FEW", few)
         self.lines = Lines(1, os.getuid(), os.getgid())
         limits = Settings(feed_size=FEED_SIZE, message_size=10_000, write_timeout=1e9)
         self.hub = HubUnderTest(limits, self.lines)
@@ -161,7 +162,7 @@ class FanoutMachine(RuleBasedStateMachine):
     def everything_is_bounded(self) -> None:
         for feed in self.hub.bus.feeds.values():
             assert feed.size <= FEED_SIZE
-            assert len(feed.waiting) <= len(self.hub.opening)
+            assert len(self.hub.waiting.get(feed, ())) <= len(self.hub.opening)
         assert set(self.hub.opening) | set(self.hub.lagging) <= set(self.hub.connections.values())
 
     def teardown(self) -> None:
