@@ -74,6 +74,7 @@ class Audience:
         "engine",
         "fds",
         "feeds",
+        "followers",
         "following",
         "guests",
         "messages",
@@ -96,6 +97,7 @@ class Audience:
         self.following = following
         self.fds = NOBODY  # until its feeds know it
         self.vacant = 0
+        self.followers = 0  # all its own connections, in an array or not
         self.guests = 0  # in the array, from other audiences
         self.away = 0  # its own, in the arrays of its parts
         self.parts: tuple[Audience, ...] = ()  # the audiences of each single feed, while somebody is away
@@ -117,8 +119,8 @@ class Audience:
         return max([feed.floor for feed in self.feeds if not feed.is_latest], default=0)
 
     @property
-    def is_empty(self) -> bool:
-        return len(self.fds) == self.vacant and not self.away
+    def is_used(self) -> bool:
+        return bool(self.followers or self.guests)
 
     @property
     def is_settled(self) -> bool:

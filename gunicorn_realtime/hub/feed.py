@@ -35,7 +35,6 @@ class Feed:
         "floor",
         "followers",
         "held",
-        "idle_since",
         "is_confirmed",
         "last",
         "last_id",
@@ -55,7 +54,6 @@ class Feed:
         self.audiences: list[Audience] = []  # those to be told of a message
         self.followers = 0  # audiences, told or not
         self.is_confirmed = False
-        self.idle_since: float | None = None
 
     @property
     def keeps(self) -> bool:

@@ -75,6 +75,7 @@ class Following:
         self.confirm = confirm
         self.max_message_size = max_message_size
         self.feeds: dict[str, Feed] = {}
+        self.idle: dict[Feed, float] = {}  # those that nobody follows any more, and since when
         self.local_bus: LocalBus | None = None
         self.own_channel = f"{address.prefix}rt:hub:{secrets.token_hex(8)}"
         self.epoch: str | None = None  # of the ids in the feeds
@@ -107,12 +108,13 @@ class Following:
             self._wanted.set()
         elif feed.keeps == (channel.history > 0):
             feed.rules = channel
-        feed.idle_since = None
+        self.idle.pop(feed, None)
         return feed
 
     def unfollow_idle(self, before: float) -> None:
         """Forget the feeds that nobody has followed since a moment."""
-        for feed in [feed for feed in self.feeds.values() if (feed.idle_since or before) < before]:
+        for feed in [feed for feed, since in self.idle.items() if since < before]:
+            del self.idle[feed]
             del self.feeds[feed.channel]
             self._unread.pop(feed, None)
             self._interrupted.discard(feed)

@@ -83,6 +83,7 @@ class Hub:
         self.audiences: defaultdict[tuple[Engine, Following], dict[tuple[Feed, ...], Audience]] = defaultdict(
             dict
         )
+        self.deserted: set[Audience] = set()  # somebody has left them, perhaps the last
         self.paging: set[Connection] = set()  # those whose history is read from the bus
         self.followings: dict[BusAddress, Following] = {}
         self.announced: BusAddress | None = None  # the bus of the application as it is now
@@ -164,6 +165,7 @@ class Hub:
         feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
         connection = Connection(self, fd, self.audience_of(engine, feeds, following), address, handover)
         self.connections[fd] = connection
+        connection.audience.followers += 1
         if address:
             self.per_address[address] += 1
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
@@ -395,6 +397,8 @@ class Hub:
     def _remove(self, connection: Connection) -> int:
         audience = connection.audience
         audience.leave(connection)
+        audience.followers -= 1
+        self.deserted.update((audience, *audience.parts))
         del self.connections[connection.fd]
         self._wait_no_longer(connection)
         if connection.address:
@@ -472,26 +476,19 @@ class Hub:
         return f"{following.epoch}-{max(following.frontier, *(feed.last_id for feed in audience.feeds))}"
 
     def _forget_idle(self, now: float) -> None:
-        # Those who open or lag have no place in their audience, but come back to it.
-        strays = [
-            connection for following in self.followings.values() for connection in following.fanout.strays
-        ]
-        returning = (*self.opening, *self.lagging, *self.paging, *strays)
-        awaited = {connection.audience for connection in returning}
-        deserted: defaultdict[Feed, set[Audience]] = defaultdict(set)
-        for key, audiences in list(self.audiences.items()):
-            for feeds, audience in list(audiences.items()):
-                if audience.is_empty and audience.runs is None and audience not in awaited:
-                    del audiences[feeds]
-                    for feed in feeds:
-                        deserted[feed].add(audience)
-            if not audiences:
-                del self.audiences[key]
-        for feed, gone in deserted.items():
-            feed.audiences = [audience for audience in feed.audiences if audience not in gone]
-            feed.followers -= len(gone)
-            if not feed.followers:
-                feed.idle_since = now
+        unused = [audience for audience in self.deserted if not audience.is_used and audience.runs is None]
+        self.deserted = {audience for audience in self.deserted if audience.runs is not None}
+        gone: defaultdict[Feed, set[Audience]] = defaultdict(set)
+        for audience in unused:
+            del self.audiences[audience.engine, audience.following][audience.feeds]
+            for feed in audience.feeds:
+                gone[feed].add(audience)
+                feed.followers -= 1
+                if not feed.followers:
+                    audience.following.idle[feed] = now
+        for feed, audiences in gone.items():
+            feed.audiences = [audience for audience in feed.audiences if audience not in audiences]
+        self.audiences = defaultdict(dict, {key: some for key, some in self.audiences.items() if some})
         for address, following in list(self.followings.items()):
             following.unfollow_idle(now - LINGER)
             if not following.feeds and address != self.announced:

@@ -35,6 +35,7 @@ class Bus:
         self.address = BUS
         self.fanout = Fanout(max(hub.settings.feed_size, 2 * (hub.settings.message_size + OVERHEAD)))
         self.feeds: dict[str, Feed] = {}
+        self.idle: dict[Feed, float] = {}
         self.is_in_reach = True
         self.epoch: str | None = None
 
@@ -43,7 +44,7 @@ class Bus:
         if feed is None:
             feed = self.feeds[channel.name] = Feed(channel, self.fanout.key)
             feed.is_confirmed = self.is_in_reach
-        feed.idle_since = None
+        self.idle.pop(feed, None)
         return feed
 
     def confirm(self) -> None:
@@ -57,7 +58,8 @@ class Bus:
             self.hub.delivered()
 
     def unfollow_idle(self, before: float) -> None:
-        for feed in [feed for feed in self.feeds.values() if (feed.idle_since or before) < before]:
+        for feed in [feed for feed, since in self.idle.items() if since < before]:
+            del self.idle[feed]
             del self.feeds[feed.channel]
 
     def resume(self) -> None:

@@ -39,7 +39,7 @@ def assert_forgotten(hub, connection: Connection) -> None:
     assert connection.fd == -1
     assert connection not in [*hub.connections.values(), *hub.opening, *hub.lagging]
     assert not hub.per_address
-    assert connection.audience.is_empty
+    assert not connection.audience.is_used
     assert not any(connection in waiting for waiting in hub.waiting.values())
     hub._tick(1, time.monotonic())
     assert not hub.audiences
