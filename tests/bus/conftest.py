@@ -68,8 +68,13 @@ def publisher(bus_address: BusAddress) -> Iterator[Publisher]:
     publisher.close()
 
 
-@pytest.fixture
-def subscription(bus_address: BusAddress) -> Iterator[Subscription]:
+@pytest.fixture(params=["hiredis", "redis-py"])
+def subscription(
+    request: pytest.FixtureRequest, bus_address: BusAddress, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Subscription]:
+    """Reads by hiredis or, where that is not installed, by redis-py."""
+    if request.param == "redis-py":
+        monkeypatch.setattr("gunicorn_realtime.bus.subscription.hiredis", None)
     subscription = Subscription(bus_address, TIMEOUT)
     subscription.connect()
     yield subscription
