@@ -29,6 +29,7 @@ from gunicorn.http.wsgi import Response
 from gunicorn.util import http_date
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from .admission import Admission, engine_asked_for, may_refuse
 from .errors import OffloadRefused, ProtocolError, TooLarge
 from .plumbing.frames import Frame
 from .plumbing.handover import HandBack, Handover
@@ -129,6 +130,8 @@ class Worker(ThreadWorker):
         self.lines = arbiter_lines(self.cfg, self.settings)
         self.heads: dict[Head, None] = {}  # in the order of their deadlines
         self.closing: dict[Head, None] = {}  # likewise; what their clients send is dropped
+        # A thread is left for the site's pages, and so are connections.
+        self.admission = Admission(max(1, self.cfg.threads - 1), self.cfg.worker_connections // 2)
         self.closing_lock = threading.Lock()  # up to 23.0 connections are closed by any thread
         self.current = threading.local()
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
@@ -262,19 +265,29 @@ class Worker(ThreadWorker):
         _unreader(conn).unread(bytes(head.data))
         conn.sock.setblocking(True)
         conn.data_ready = True
-        super().enqueue_req(conn)
+        engine = engine_asked_for(head.data)
+        if engine is None:
+            super().enqueue_req(conn)
+        elif self.admission.is_full() and may_refuse(engine, head.data):
+            self._drop_connection(conn, refusal(engine, {}).encode(b"HTTP/1.1"))
+        elif self.admission.enter(conn):
+            super().enqueue_req(conn)
 
     def _drop_head(self, head: Head, registered: bool, status: bytes | None = None) -> None:
         if registered:
             self.poller.unregister(head.conn.sock)
+        answer = b""
         if status is not None:
             answer = b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            try:
-                head.conn.sock.send(answer)
-            except OSError:
-                pass
+        self._drop_connection(head.conn, answer)
+
+    def _drop_connection(self, conn: Conn, answer: bytes) -> None:
+        try:
+            conn.sock.send(answer)
+        except OSError:
+            pass
         self.nr_conns -= 1
-        head.conn.close()
+        conn.close()
 
     def _close(self, conn: Conn, graceful: bool = True) -> None:
         """Close a connection: say that we have ended, and wait on the poller for the client to do so.
@@ -351,6 +364,16 @@ class Worker(ThreadWorker):
                     return result
         finally:
             self.current.conn = None
+            self._admit_next(conn)
+
+    def _admit_next(self, conn: Conn) -> None:
+        following = self.admission.leave(conn)
+        if following is None:
+            return
+        try:
+            super().enqueue_req(following)
+        except RuntimeError:  # the worker has stopped
+            following.close()
 
     def _call_application(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
         response = start_response.__self__

@@ -16,6 +16,7 @@ from gunicorn_realtime.errors import BusUnavailable
 from tests.servers import GunicornServer
 
 PLAIN_APP = "tests.e2e.plain_app:application"
+DJANGO_APP = "tests.e2e.django_app:application"
 
 
 class Flow:
@@ -85,6 +86,19 @@ def plain(bus_directory, gunicorn) -> Callable[..., GunicornServer]:
         server = gunicorn(PLAIN_APP, *arguments, env=environment, **options)
         if bus is None:
             server.wait_for_log("serving the local bus")
+        return server
+
+    return start
+
+
+@pytest.fixture
+def site(bus_directory, gunicorn, tmp_path) -> Callable[..., GunicornServer]:
+    """Start the Django site, on a local bus."""
+
+    def start(*arguments: str, **options) -> GunicornServer:
+        env = {"BUS": f"local:{bus_directory}", "DATABASE": str(tmp_path / "site.sqlite3")}
+        server = gunicorn(DJANGO_APP, *arguments, env=env, **options)
+        server.wait_for_log("serving the local bus")
         return server
 
     return start

@@ -6,6 +6,7 @@ Environment: DATABASE (path of an SQLite file) and BUS.
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import django
@@ -42,6 +43,20 @@ def query() -> None:
 def channels(request):
     query()
     return "news"
+
+
+released = threading.Event()
+
+
+def gated_channels(request):
+    """Hold the view's thread until somebody requests `/release`."""
+    released.wait()
+    return "news"
+
+
+def release(request):
+    released.set()
+    return HttpResponse("released")
 
 
 def page(request):
@@ -81,6 +96,8 @@ def plain_stream(request):
 urlpatterns = [
     path("", page),
     path("events", realtime.sse(channels)),
+    path("gated", realtime.sse(gated_channels)),
+    path("release", release),
     path("burn", burn),
     path("publish", publish),
     path("plain_stream", plain_stream),

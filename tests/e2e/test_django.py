@@ -15,17 +15,6 @@ from tests.servers import GunicornServer
 pytestmark = [pytest.mark.e2e, pytest.mark.worker]
 
 
-@pytest.fixture
-def site(bus_directory, gunicorn, tmp_path):
-    def start(*arguments: str, **options) -> GunicornServer:
-        env = {"BUS": f"local:{bus_directory}", "DATABASE": str(tmp_path / "site.sqlite3")}
-        server = gunicorn("tests.e2e.django_app:application", *arguments, env=env, **options)
-        server.wait_for_log("serving the local bus")
-        return server
-
-    return start
-
-
 def database_connections(server: GunicornServer) -> int:
     """Count the descriptors of the database in all processes of the server."""
     database = server.env["DATABASE"]

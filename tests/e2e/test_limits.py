@@ -112,7 +112,7 @@ def test_full_queue_refuses_within_two_seconds_and_leaves_the_threads_to_the_sit
         # The stopped hub takes nothing, so the queue fills.
         while "the queue of hub 0 is full" not in server.log():
             client = connect(server.address)
-            client.sendall(request_head(path))
+            client.sendall(request_head(path, {"Accept": "*/*"}))
             clients.append(client)
             assert len(clients) < 5000
         for _ in range(10):
