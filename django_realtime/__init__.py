@@ -1,4 +1,4 @@
-"""Server-sent events and other long-lived connections for Django: `import django_realtime as realtime`."""
+"""Server-sent events, WebSockets and other long-lived connections for Django: `import django_realtime as realtime`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from gunicorn_realtime.errors import (
 )
 
 from .clock import cursor
+from .identity import disconnect
 from .publishing import MessageId, apublish, publish, publish_many
-from .views import sse
+from .views import sse, websocket
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "TooLarge",
     "apublish",
     "cursor",
+    "disconnect",
     "publish",
     "publish_many",
     "sse",
+    "websocket",
 ]

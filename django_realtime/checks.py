@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeGuard
@@ -25,6 +26,9 @@ MAX_HISTORY = 100_000  # messages
 
 # A history is for clients that come back, not an archive.
 MAX_TTL = 366 * 24 * 60 * 60  # seconds
+
+# Scheme and host, and the port where it is not the scheme's own (RFC 6454, section 6.2).
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", re.IGNORECASE)
 
 Errors = list[CheckMessage]
 
@@ -101,6 +105,18 @@ def check_max_message_size(**kwargs: Any) -> Errors:
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return []
     return [_error("E008", 'REALTIME["MAX_MESSAGE_SIZE"] must be a number of bytes, more than 0.')]
+
+
+def check_origins(**kwargs: Any) -> Errors:
+    origins = _value("ORIGINS")
+    hint = 'For instance ["https://example.com", "https://*.example.com"]; "*" is every site.'
+    if isinstance(origins, str) or not isinstance(origins, Iterable):
+        return [_error("E015", 'REALTIME["ORIGINS"] must be a list.', hint)]
+    return [
+        _error("E015", f'REALTIME["ORIGINS"]: {origin!r} is no origin.', hint)
+        for origin in origins
+        if not (isinstance(origin, str) and (origin == "*" or ORIGIN.fullmatch(origin)))
+    ]
 
 
 def check_channels(**kwargs: Any) -> Errors:
@@ -208,6 +224,7 @@ CHECKS = (
     check_heartbeat,
     check_retry,
     check_max_message_size,
+    check_origins,
     check_channels,
     check_channel_patterns,
     check_channel_keys,

@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, Any] = {
     "HEARTBEAT": 25.0,  # seconds
     "RETRY": (1.0, 5.0),  # seconds: each client is told a time between the two
     "MAX_MESSAGE_SIZE": 1024 * 1024,  # bytes
+    "ORIGINS": (),  # of other sites' pages that may open a WebSocket, beside CSRF_TRUSTED_ORIGINS
 }
 
 # What is kept of a channel of which CHANNELS says nothing.
@@ -95,6 +96,11 @@ class Conf:
     def max_message_size(self) -> int:
         """The most bytes that one message's data may have."""
         return int(self._get("MAX_MESSAGE_SIZE"))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Other sites whose pages may open a WebSocket, as in CSRF_TRUSTED_ORIGINS."""
+        return tuple(self._get("ORIGINS"))
 
     def _get(self, key: str) -> Any:
         return self._setting().get(key, DEFAULTS[key])

@@ -40,7 +40,8 @@ def publish(
 
     Args:
         channel: Its name, 1 to 200 bytes.
-        data: Text, bytes, or what Django's JSON encoder takes; at most
+        data: Text, bytes (of which a WebSocket makes a binary message), or what Django's JSON encoder
+            takes; at most
             `REALTIME["MAX_MESSAGE_SIZE"]` bytes.
         event: SSE event type (WHATWG HTML, section 9.2), one line.
         using: The database whose transaction counts.
@@ -122,7 +123,8 @@ def _encode(channel: str, data: Any, event: str | None = None) -> Outgoing:
     encoded = _to_bytes(data)
     if len(encoded) > conf.max_message_size:
         raise TooLarge(f"a message of {len(encoded)} bytes, and REALTIME allows {conf.max_message_size}")
-    return Outgoing(conf.channel(channel), encoded, event)
+    is_binary = isinstance(data, bytes | bytearray | memoryview)
+    return Outgoing(conf.channel(channel), encoded, event, is_binary)
 
 
 def _check_event(event: str) -> None:

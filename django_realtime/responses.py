@@ -30,11 +30,18 @@ class OffloadResponse(StreamingHttpResponse):
         super().__init__(self._body(hand_over), **kwargs)
         # GZipMiddleware leaves alone what has an encoding. The worker sends the head without it.
         self.headers["Content-Encoding"] = "identity"
+        if self.status_code == 101:
+            del self.headers["Content-Type"]
 
     def _body(self, hand_over: Callable[[Offload], Iterable[bytes]]) -> Iterator[bytes]:
         yield from hand_over(self.offload)
 
 
+def has_hub(request: HttpRequest) -> bool:
+    """Tell whether `request` came through a server with a hub, which drives every protocol."""
+    return ENVIRON_KEY in request.META
+
+
 def can_offload(request: HttpRequest) -> bool:
-    """Tell whether `request` came through a server that holds long-lived connections."""
-    return ENVIRON_KEY in request.META or inline.serves_inline(request.META)
+    """Tell whether `request` came through a server that holds streams; the development server has no hub."""
+    return has_hub(request) or inline.serves_inline(request.META)

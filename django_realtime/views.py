@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from string import Formatter
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any, Literal
 
-from django.core.exceptions import ImproperlyConfigured
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_GET, require_safe
 
-from gunicorn_realtime.bus.address import BusAddress
-from gunicorn_realtime.bus.channel import Channel
-from gunicorn_realtime.errors import ChannelNameError
 from gunicorn_realtime.plumbing.offload import Offload
-from gunicorn_realtime.protocols import sse as protocol
+from gunicorn_realtime.protocols import sse as sse_protocol
+from gunicorn_realtime.protocols.websocket_handshake import Handshake, HandshakeError, read_handshake
 
 from .conf import conf
-from .responses import OffloadResponse, can_offload
+from .identity import labels_of
+from .naming import ChannelsFunction, TextFunction, channels_of, label, names_function, text_function
+from .origin import is_welcome
+from .responses import OffloadResponse, can_offload, has_hub
 
-ChannelsFunction = Callable[..., str | Iterable[str] | None]
 View = Callable[..., HttpResponseBase]
+Lifetime = float | Callable[..., float | None] | None
 
 NO_HUB = (
     "This server cannot hold long-lived connections. "
@@ -35,12 +36,16 @@ MAX_CURSOR_SIZE = 100  # characters
 # Stands for what can be no cursor; the client is sent a reset for it.
 INVALID_CURSOR = "invalid"
 
+# What one client may send at a time, if the view does not say otherwise.
+MAX_RECEIVED_SIZE = 64 * 1024  # bytes
+
 
 def sse(
     *channels: str | ChannelsFunction,
     raw: bool = False,
     event: str | None = None,
     headers: Mapping[str, str] | None = None,
+    lifetime: Lifetime = None,
 ) -> View:
     """Return a view that streams what is published to channels as server-sent events.
 
@@ -56,23 +61,25 @@ def sse(
             them are their publisher's, so clients can't resume.
         event: The type of events whose publisher named none; "message" if absent.
         headers: More headers of the response.
+        lifetime: Seconds after which the stream ends and the client comes back, through the view; or a
+            function of the request and the URL's arguments that returns them. None is for ever.
 
     Raises:
         ChannelNameError: A name can't be right whatever the URL is.
         ValueError: `event` is not one line.
     """
-    names_of = _names_function(channels)
+    names_of = names_function(channels)
     if event is not None:
-        protocol.encode_event(b"", event=event)
+        sse_protocol.encode_event(b"", event=event)
 
     def view(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
-        followed = _channels(names_of(request, **kwargs))
+        followed = channels_of(names_of(request, **kwargs))
         if not followed:
             return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
         if not can_offload(request):
-            return HttpResponse(NO_HUB, status=501, content_type="text/plain; charset=utf-8")
+            return _plain(501, NO_HUB)
         head = {
-            "Content-Type": protocol.CONTENT_TYPE,
+            "Content-Type": sse_protocol.CONTENT_TYPE,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",  # nginx passes each event on as it comes
             **(headers or {}),
@@ -82,60 +89,124 @@ def sse(
         options = {"raw": raw, "event": event, "heartbeat": conf.heartbeat, "retry": list(conf.retry)}
         # The ids in a raw stream are its publisher's, so they say nothing of where its client stopped.
         cursor = None if raw else _cursor(request)
-        return OffloadResponse(request, Offload("sse", followed, conf.bus, options, cursor), headers=head)
+        offload = Offload(
+            "sse",
+            followed,
+            conf.bus,
+            options,
+            cursor,
+            labels=labels_of(request),
+            expires=_expiry(lifetime, request, kwargs),
+        )
+        return OffloadResponse(request, offload, headers=head)
 
-    view.__name__ = view.__qualname__ = f"sse({', '.join(map(_label, channels))})"
-    view.__doc__ = f"Server-sent events of {', '.join(map(_label, channels))}."
-    return csrf_exempt(require_safe(view))  # a POST is answered 405, not 403
+    return csrf_exempt(
+        require_safe(_named(view, "sse", "Server-sent events", channels))
+    )  # a POST is answered 405, not 403
 
 
-def _names_function(channels: tuple[str | ChannelsFunction, ...]) -> ChannelsFunction:
-    match channels:
-        case [function] if callable(function):
-            return function
-        case [str(), *_] if all(isinstance(channel, str) for channel in channels):
-            return _ChannelTemplates(channels)  # type: ignore[arg-type]  # mypy can't follow all()
-    raise TypeError("give one or more channel names, or one function that returns them")
+def websocket(
+    subscribe: str | Iterable[str] | ChannelsFunction = (),
+    *,
+    publish: str | Iterable[str] | ChannelsFunction = (),
+    prefix: str | TextFunction = "",
+    suffix: str | TextFunction = "",
+    envelope: Literal["json"] | None = None,
+    subprotocols: Sequence[str] = (),
+    origins: Iterable[str] = (),
+    max_size: int = MAX_RECEIVED_SIZE,
+    compress: bool = True,
+    lifetime: Lifetime = None,
+) -> View:
+    """Return a view that opens a WebSocket between a client and channels.
 
+    What is published to the one's channels is sent to the client; what the client sends is published to
+    the others. Text stays text and bytes stay bytes, both ways. Pages of other sites are answered 403.
 
-class _ChannelTemplates:
-    """Channel names that `str.format` makes of the URL's arguments."""
+    With an envelope a client can resume: it says the last id it has seen by `?since=`, or `{% rt_cursor %}`
+    if it has seen none, and first gets what it has missed.
 
-    def __init__(self, templates: tuple[str, ...]) -> None:
-        self.templates = templates
-        for template in templates:
-            _check_template(template)
+    Args:
+        subscribe: What the client gets: names and templates as with `sse`, or one function.
+        publish: Where its messages go, likewise; without any, a message closes the connection with 1003.
+        prefix, suffix: Text before and behind each message of the client: a template, or a function of
+            the request and the URL's arguments, which knows who the client is.
+        envelope: "json": each message is sent as `{"id", "channel", "event", "data"}`, see the guide.
+        subprotocols: Those that the site speaks; of them the one that the client likes best is agreed on.
+        origins: More sites whose pages may connect, beside `REALTIME["ORIGINS"]` and Django's
+            CSRF_TRUSTED_ORIGINS, and written as there.
+        max_size: Bytes of the largest message that a client may send; a larger one closes with 1009.
+        compress: Agree to permessage-deflate (RFC 7692) where the client offers it.
+        lifetime: As with `sse`; it ends with 1001.
 
-    def __call__(self, request: HttpRequest, **kwargs: Any) -> list[str]:
+    Raises:
+        ChannelNameError: A name can't be right whatever the URL is.
+        ValueError: A template can't be.
+    """
+    followed_of, published_of = _names_of(subscribe), _names_of(publish)
+    prefix_of, suffix_of = text_function(prefix), text_function(suffix)
+    if envelope not in (None, "json"):
+        raise ValueError(f'envelope={envelope!r} is neither None nor "json"')
+
+    def view(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        version = request.META.get("SERVER_PROTOCOL", "")
         try:
-            return [template.format(**kwargs) for template in self.templates]
-        except KeyError as exc:
-            raise ImproperlyConfigured(
-                f"channels {self.templates!r} need {exc} of the URL, which has {sorted(kwargs)}"
-            ) from None
+            handshake = read_handshake("GET", version, request.headers, may_compress=compress)
+        except HandshakeError as exc:
+            return _plain(exc.status, f"This is a WebSocket: {exc}.\n", exc.headers)
+        if not is_welcome(request, origins):
+            return _plain(403, "Pages of this origin may not open the WebSocket.\n")
+        followed = channels_of(followed_of(request, **kwargs))
+        published = channels_of(published_of(request, **kwargs))
+        if not has_hub(request):
+            return _plain(501, NO_HUB)
+        offload = Offload(
+            "websocket",
+            followed,
+            conf.bus,
+            {
+                "envelope": envelope,
+                "prefix": conf.prefix,
+                "heartbeat": conf.heartbeat,
+                "max_size": max_size,
+                "deflate": handshake.deflate and [handshake.deflate.server_max_window_bits],
+            },
+            _cursor(request),
+            {
+                "publish": [astuple(channel) for channel in published],
+                "prefix": prefix_of(request, **kwargs),
+                "suffix": suffix_of(request, **kwargs),
+            },
+            labels_of(request),
+            _expiry(lifetime, request, kwargs),
+        )
+        return OffloadResponse(request, offload, status=101, headers=_upgrade(handshake, subprotocols))
+
+    channels = [subscribe] if isinstance(subscribe, str) or callable(subscribe) else list(subscribe)
+    return csrf_exempt(require_GET(_named(view, "websocket", "WebSocket", channels)))
 
 
-def _check_template(template: str) -> None:
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-    except ValueError as exc:
-        raise ChannelNameError(f"channel {template!r}: {exc}") from None
-    for field in fields:
-        if not field.isidentifier():
-            raise ChannelNameError(f"channel {template!r}: {field!r} can't be the name of a URL argument")
-    if not fields:
-        BusAddress("").channel(template.format())
+def _named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFunction]) -> View:
+    """Give a view what Django's messages and `admindocs` say of it."""
+    named = ", ".join(map(label, channels))
+    view.__name__ = view.__qualname__ = f"{name}({named})"
+    view.__doc__ = f"{kind} of {named}."
+    return view
 
 
-def _channels(names: str | Iterable[str] | None) -> tuple[Channel, ...]:
-    if not names:
-        return ()
-    if isinstance(names, str):
-        names = (names,)
-    try:
-        return tuple(dict.fromkeys(map(conf.channel, names)))
-    except ChannelNameError as exc:
-        raise Http404(str(exc)) from exc  # made of the client's URL, so no such thing exists
+def _names_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunction:
+    if isinstance(channels, str) or callable(channels):
+        return names_function((channels,))
+    names = tuple(channels)
+    return names_function(names) if names else lambda request, **kwargs: ()
+
+
+def _upgrade(handshake: Handshake, subprotocols: Sequence[str]) -> dict[str, str]:
+    """Return the headers of the response that opens a WebSocket."""
+    chosen = next((name for name in handshake.subprotocols if name in subprotocols), None)
+    headers = handshake.headers(chosen)
+    del headers["Connection"]  # the server's (PEP 3333): the hub adds it
+    return headers
 
 
 def _cursor(request: HttpRequest) -> str | None:
@@ -150,7 +221,11 @@ def _cursor(request: HttpRequest) -> str | None:
     return cursor if is_safe else INVALID_CURSOR
 
 
-def _label(channel: str | ChannelsFunction) -> str:
-    if isinstance(channel, str):
-        return channel
-    return getattr(channel, "__name__", type(channel).__name__)
+def _expiry(lifetime: Lifetime, request: HttpRequest, kwargs: Mapping[str, Any]) -> float | None:
+    """Return the Unix time when a connection ends that begins now."""
+    seconds = lifetime(request, **kwargs) if callable(lifetime) else lifetime
+    return None if seconds is None else time.time() + seconds
+
+
+def _plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=headers)

@@ -23,7 +23,9 @@ class Refusal:
 
     def replaces(self, header: str) -> bool:
         """Tell whether the application's header of this name must not go along."""
-        return header.lower() in {"content-encoding", *(name.lower() for name, _ in self.headers)}
+        name = header.lower()
+        own = {name.lower() for name, _ in self.headers}
+        return name in own or name in ("content-encoding", "upgrade") or name.startswith("sec-websocket-")
 
     def encode(self, head: bytes) -> bytes:
         """Return the whole HTTP response, for a connection that is closed behind it.

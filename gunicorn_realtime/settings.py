@@ -21,6 +21,7 @@ class Settings:
         connections: Connections one hub holds; 0 means as many as its open-file limit allows.
         connections_per_address: Of them from one address. Addresses in gunicorn's
             `forwarded_allow_ips` are proxies and are not counted. 0 means no limit.
+        connections_per_user: Of those that one hub holds, from one user of the site. 0 means no limit.
         feed_size: Bytes of a channel's messages that a hub keeps for those who lag.
         message_size: Bytes of the largest message that a hub takes from the bus.
         head_size: Bytes of the largest request head that is waited for.
@@ -31,6 +32,7 @@ class Settings:
     hubs: int = 1
     connections: int = 0
     connections_per_address: int = 1000
+    connections_per_user: int = 100
     feed_size: int = 4 * 1024 * 1024
     message_size: int = 1024 * 1024
     head_size: int = 64 * 1024
@@ -60,7 +62,11 @@ def _number(name: str, text: str, kind: type) -> float:
         value = kind(text)
     except ValueError:
         raise ValueError(f"{name}={text!r} is not a number") from None
-    may_be_zero = name in (PREFIX + "CONNECTIONS", PREFIX + "CONNECTIONS_PER_ADDRESS")
+    may_be_zero = name in (
+        PREFIX + "CONNECTIONS",
+        PREFIX + "CONNECTIONS_PER_ADDRESS",
+        PREFIX + "CONNECTIONS_PER_USER",
+    )
     if not 0 <= value < float("inf") or (value == 0 and not may_be_zero):
         raise ValueError(f"{name}={text} must be more than 0")
     return value  # type: ignore[no-any-return]

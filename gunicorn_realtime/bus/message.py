@@ -60,6 +60,7 @@ class Message:
         event: The event's name, for engines that know such a thing.
         stamp: Its place in the channel's history, if that is kept.
         reset: Stands in a feed for what is missing there; none ever comes from the bus.
+        is_binary: It is bytes, not text, for engines that tell the two apart.
     """
 
     channel: str
@@ -67,6 +68,7 @@ class Message:
     event: str | None = None
     stamp: Stamp | None = None
     reset: Reset | None = None
+    is_binary: bool = False
     _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
 
     @property
@@ -83,16 +85,18 @@ class Message:
             return made
 
 
-def encode(data: bytes, event: str | None = None) -> bytes:
+def encode(data: bytes, event: str | None = None, *, is_binary: bool = False) -> bytes:
     """Return what a publisher sends: the data as it is if that says it all, else an envelope."""
-    if event is None and _is_utf8(data):
+    if event is None and not is_binary and _is_utf8(data):
         return data
-    return MAGIC + b"\n" + encode_body(data, event)
+    return MAGIC + b"\n" + encode_body(data, event, is_binary=is_binary)
 
 
-def encode_body(data: bytes, event: str | None = None) -> bytes:
+def encode_body(data: bytes, event: str | None = None, *, is_binary: bool = False) -> bytes:
     """Return what follows the stamp in an envelope; the bus puts the stamp before it."""
-    header = {} if event is None else {"event": event}
+    header: dict[str, object] = {} if event is None else {"event": event}
+    if is_binary or not _is_utf8(data):
+        header["binary"] = True
     return b"%b\n%b" % (json.dumps(header).encode(), data)
 
 
@@ -103,7 +107,7 @@ def decode(channel: str, payload: bytes) -> Message:
         ProtocolError: It begins like an envelope and is none.
     """
     if not payload.startswith(MAGIC):
-        return Message(channel, payload)
+        return Message(channel, payload, is_binary=not _is_utf8(payload))
     stamp, line_break, body = payload[len(MAGIC) :].partition(b"\n")
     if not line_break:
         raise ProtocolError("an envelope ends before its data")
@@ -123,7 +127,7 @@ def decode_body(channel: str, body: bytes, stamp: Stamp | None = None) -> Messag
     event = fields.get("event")
     if event is not None and not isinstance(event, str):
         raise ProtocolError("an envelope's event is not a string")
-    return Message(channel, data, event, stamp)
+    return Message(channel, data, event, stamp, is_binary=fields.get("binary") is True)
 
 
 def _read_header(header: bytes) -> dict[str, object]:
@@ -149,6 +153,8 @@ def _read_stamp(stamp: bytes) -> Stamp | None:
 
 
 def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -45,6 +45,7 @@ class Outgoing:
     channel: Channel
     data: bytes
     event: str | None = None
+    is_binary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +262,12 @@ class Publisher:
         channel = message.channel
         name = encode_name(channel.name)
         if token is None:
-            return Call(None, ["PUBLISH", name, encode(message.data, message.event)])
+            return Call(
+                None, ["PUBLISH", name, encode(message.data, message.event, is_binary=message.is_binary)]
+            )
         arguments: list[Word] = [
             name,
-            encode_body(message.data, message.event),
+            encode_body(message.data, message.event, is_binary=message.is_binary),
             token,
             channel.history,
             _ttl_of(channel),

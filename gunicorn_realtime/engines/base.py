@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..hub.connection import Connection
     from ..plumbing.handover import Handover
 
-NAMES = ("poll", "sse")
+NAMES = ("poll", "sse", "websocket")
 
 
 class Engine:
@@ -67,6 +67,19 @@ class Engine:
     def received(self, connection: Connection, data: bytes) -> None:
         """Act on what the client sent."""
         raise NotImplementedError
+
+    def is_gone(self, connection: Connection) -> bool:
+        """Tell, before each heartbeat, whether the last one should have been answered and was not."""
+        return False
+
+    def disconnect(self, connection: Connection, code: int, reason: str) -> None:
+        """End a connection before its time.
+
+        Args:
+            code: As in a WebSocket's close frame; others have no place for it.
+            reason: One line, for the client where its protocol has a place for it, and for the log.
+        """
+        connection.hub.end(connection, self.goodbye(), reason)
 
     def left(self, connection: Connection) -> None:
         """Forget a connection that this hub holds no longer."""

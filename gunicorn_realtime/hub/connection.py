@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 READ_SIZE = 16 * 1024  # bytes
 
+# What a client may ask for, or what joined messages are, and not read.
+MAX_UNREAD_SIZE = 512 * 1024  # bytes
+
 
 class Lag:
     """What a connection needs while its client reads more slowly than messages come."""
@@ -46,10 +49,13 @@ class Connection:
         "address",
         "audience",
         "bytes",
+        "conversation",
+        "ending",
         "fd",
         "hub",
         "index",
         "is_open",
+        "labels",
         "lag",
         "messages",
         "opened",
@@ -68,6 +74,9 @@ class Connection:
         self.address = address
         self.opening: Handover | None = opening  # until the bus has confirmed its channels
         self.is_open = False  # the response's head has been sent
+        self.labels = opening.offload.labels
+        self.conversation: Any = None  # its engine's own
+        self.ending: str | None = None  # why, when only the last bytes are still on their way
         self.pager: Event | None = None  # set whenever it can take more of its history
         self.position = 0
         self.index = -1  # in the audience's array
@@ -97,6 +106,15 @@ class Connection:
             self.audience.leave(self)
             self._wait_until_writable(data, sent)
         self.bytes += sent
+
+    def answer(self, data: bytes) -> None:
+        """Send bytes that answer what the client sent; who does not read what it asked for is cut."""
+        try:
+            self.send(data)
+        except OSError as exc:
+            self.hub.close(self, left(exc))
+        if self.lag is not None and len(self.lag.data) - self.lag.sent > MAX_UNREAD_SIZE:
+            self.hub.close(self, "slow client")
 
     def send_newest(self, feeds: list[Feed]) -> None:
         """Send the current value of channels that have one."""
@@ -161,6 +179,10 @@ class Connection:
 
     def _take_next(self, lag: Lag) -> None:
         """Take the next messages from the feeds, or stop lagging if there are none."""
+        if self.ending is not None:
+            self._stop_lagging(lag)
+            self.hub.shut_down(self)
+            return
         if self.pager is not None:
             self._stop_lagging(lag)
             self.pager.set()
@@ -192,7 +214,7 @@ class Connection:
 
     def catch_up(self) -> None:
         """Get what has come since `position`, then join the others."""
-        if self.fd < 0 or self.has_place:
+        if self.fd < 0 or self.has_place or self.ending is not None:
             return  # it has left since it was to do so, or is back already
         while self.lag is None:
             if self.is_answered:
@@ -227,6 +249,7 @@ class Connection:
         return (
             self.lag is not None
             and self.pager is None
+            and self.ending is None
             and self.position < self.audience.floor
             and not self.is_answered
         )
@@ -243,7 +266,16 @@ class Connection:
             self.hub.close(self, "the client left")
             return
         self.received += len(data)
-        self.audience.engine.received(self, data)
+        if self.ending is None:
+            self.audience.engine.received(self, data)
+
+    def stop_reading(self) -> None:
+        """Let the client wait: what it sends stays in the kernel."""
+        self.reader.stop()
+
+    def read_on(self) -> None:
+        if self.fd >= 0:
+            self.reader.start(self.on_readable)
 
     def release(self) -> int:
         """Stop watching; return the descriptor, which the caller owns now."""

@@ -13,22 +13,38 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
+from ..bus import control
 from ..bus.address import BusAddress
 from ..bus.channel import Channel
-from ..bus.client import Clock, Page, Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
+from ..bus.client import (
+    Clock,
+    Outgoing,
+    Page,
+    Pong,
+    Publisher,
+    Received,
+    Subscribed,
+    Subscription,
+    Unsubscribed,
+)
+from ..bus.control import Disconnect
 from ..bus.local import LocalBus, own_local_bus
 from ..bus.message import Message, Reset, decode
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
 from .feed import Feed
+from .outbox import Outbox
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +74,8 @@ class Following:
         fanout: Brings its messages to the hub's clients.
         delivered: Called after a message has been added to the fan-out.
         confirm: Called with a feed from whose last message on nothing is missed.
+        disconnect: Called with this and what the site wants to be ended.
+        not_published: Called with a connection whose messages may not have been sent, and the reason.
         max_message_size: Bytes; larger messages are dropped and logged.
     """
 
@@ -67,12 +85,15 @@ class Following:
         fanout: Fanout,
         delivered: Callable[[], None],
         confirm: Callable[[Feed], None],
+        disconnect: Callable[[Following, Disconnect], None],
+        not_published: Callable[[Connection, str], None],
         max_message_size: int,
     ) -> None:
         self.address = address
         self.fanout = fanout
         self.delivered = delivered
         self.confirm = confirm
+        self.disconnect = disconnect
         self.max_message_size = max_message_size
         self.feeds: dict[str, Feed] = {}
         self.idle: dict[Feed, float] = {}  # those that nobody follows any more, and since when
@@ -83,7 +104,8 @@ class Following:
         self.tick_seen = time.monotonic()
         self._subscription: Subscription | None = None
         self._publisher = Publisher(address, TIMEOUT)
-        self._commands = BoundedSemaphore()  # one connection, whoever reads
+        self._commands = BoundedSemaphore()  # one connection, whoever asks
+        self.outbox = Outbox(self._publish, not_published)
         self._subscribe: list[str] = []
         self._unsubscribe: list[str] = []
         self._unread: dict[Feed, None] = {}  # subscribed to, and their history not read yet
@@ -152,11 +174,16 @@ class Following:
 
     def close(self) -> None:
         gevent.killall(self._greenlets)
+        self.outbox.close()
         if self._subscription is not None:
             self._subscription.close()
         self._publisher.close()
         if self.local_bus is not None:
             self.local_bus.close()
+
+    def _publish(self, messages: Sequence[Outgoing]) -> None:
+        with self._commands:
+            self._publisher.send(messages)
 
     # Greenlets.
 
@@ -240,6 +267,9 @@ class Following:
         if channel == self.own_channel:
             self._tick_came(payload)
             return
+        if channel == self.address.hubs_channel:
+            self._control_came(payload)
+            return
         feed = self.feeds.get(channel)
         if feed is None:
             return
@@ -277,6 +307,12 @@ class Following:
         if epoch == self.epoch and not self._unread:
             self.frontier = int(digits)
             self.fanout.advance(self.frontier)
+
+    def _control_came(self, payload: bytes) -> None:
+        try:
+            self.disconnect(self, control.decode(payload))
+        except ProtocolError as exc:
+            logger.warning("%s", exc)
 
     def _ask(self) -> None:
         """Tell the bus what is followed and what not, many channels in one command."""

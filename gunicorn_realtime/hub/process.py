@@ -18,11 +18,13 @@ import gevent.event
 from gevent import monkey
 
 from ..bus.address import BusAddress
+from ..bus.control import Disconnect
 from ..engines.base import Engine, make_engine
 from ..errors import BusUnavailable, OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
+from ..protocols.websocket_close import CloseCode
 from ..refusal import refusal
 from ..settings import Settings
 from .connection import READ, Connection, left
@@ -43,6 +45,9 @@ CONFIRM_TIMEOUT = 1.0  # seconds
 
 # A channel stays subscribed for so long after its last listener has left: they often return.
 LINGER = 30.0  # seconds
+
+# How long a client may take to close its side of a connection that we end.
+CLOSE_TIMEOUT = 2.0  # seconds
 
 # Descriptors that are not clients': the bus, logs, the local bus's clients, those in flight.
 SPARE_DESCRIPTORS = 256
@@ -74,6 +79,7 @@ class Hub:
         self.capacity = _capacity(settings)
         self.connections: dict[int, Connection] = {}
         self.per_address: Counter[str] = Counter()
+        self.per_user: Counter[str] = Counter()
         self.opening: dict[Connection, float] = {}  # until when they wait for the bus
         self.waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(
             dict
@@ -88,6 +94,8 @@ class Hub:
         self.followings: dict[BusAddress, Following] = {}
         self.announced: BusAddress | None = None  # the bus of the application as it is now
         self.is_stopping = False
+        self.ending: dict[Connection, float] = {}  # until when we wait for their clients to close
+        self.expiring: dict[Connection, float] = {}  # Unix time
         self.told: set[Connection] = set()  # those who have been sent their goodbye
         self.stopped = gevent.event.Event()
         self.slice_timer = self.loop.timer(0)
@@ -155,7 +163,7 @@ class Hub:
         """Make a connection of a client's socket, or refuse it."""
         os.set_blocking(fd, False)
         address = _address(handover)
-        reason = self._reason_to_refuse(address)
+        reason = self._reason_to_refuse(address, handover.offload.labels)
         if reason:
             logger.warning("A connection from %s was refused: %s", address or "a proxy", reason)
             _refuse(fd, handover)
@@ -168,6 +176,9 @@ class Hub:
         connection.audience.followers += 1
         if address:
             self.per_address[address] += 1
+        self.per_user.update(_users(connection.labels))
+        if handover.offload.expires is not None:
+            self.expiring[connection] = handover.offload.expires
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         if not unconfirmed:
             self._open(connection)
@@ -176,7 +187,7 @@ class Hub:
         for feed in unconfirmed:
             self.waiting[feed][connection] = None
 
-    def _reason_to_refuse(self, address: str) -> str | None:
+    def _reason_to_refuse(self, address: str, labels: Iterable[str]) -> str | None:
         if self.is_stopping:
             return "the hub is stopping"
         if len(self.connections) >= self.capacity:
@@ -184,6 +195,9 @@ class Hub:
         limit = self.settings.connections_per_address
         if address and limit and self.per_address[address] >= limit:
             return f"the address has {limit} connections, as many as it may"
+        limit = self.settings.connections_per_user
+        if limit and any(self.per_user[label] >= limit for label in _users(labels)):
+            return f"its user has {limit} connections, as many as each may"
         return None
 
     def _open(self, connection: Connection) -> None:
@@ -328,7 +342,13 @@ class Hub:
             settings = self.settings
             fanout = Fanout(max(settings.feed_size, 2 * (settings.message_size + OVERHEAD)))
             following = self.followings[address] = Following(
-                address, fanout, self.delivered, self.confirm, settings.message_size
+                address,
+                fanout,
+                self.delivered,
+                self.confirm,
+                self.disconnect,
+                self.not_published,
+                settings.message_size,
             )
         return following
 
@@ -375,12 +395,56 @@ class Hub:
             logger.exception("A connection could not be ended in its engine's way")
             self.close(connection, "it could not be finished")
 
+    def end(self, connection: Connection, farewell: bytes, reason: str) -> None:
+        """Send a client its last bytes, and give it time to take them and to close its side.
+
+        A connection that is closed while the client is sending is reset, and what we said is lost.
+        """
+        if connection.ending is not None or connection.fd < 0:
+            return
+        connection.audience.leave(connection)
+        self._wait_no_longer(connection)
+        connection.ending = reason
+        self.ending[connection] = time.monotonic() + CLOSE_TIMEOUT
+        try:
+            connection.send(farewell)
+        except OSError:
+            self.close(connection, reason)
+            return
+        connection.read_on()
+        if connection.lag is None:
+            self.shut_down(connection)
+
+    def shut_down(self, connection: Connection) -> None:
+        """Tell a client that nothing more comes. Only we have its socket by now."""
+        sock = blocking_socket(fileno=connection.fd)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone, as the reader will see
+        finally:
+            sock.detach()
+
     def close(self, connection: Connection, reason: str) -> None:
         """End a connection and write its line into the log."""
         if connection.fd < 0:
             return
         os.close(self._remove(connection))
-        self._log_end(connection, reason)
+        self._log_end(connection, connection.ending or reason)
+
+    def disconnect(self, following: Following, control: Disconnect) -> None:
+        """End the connections that a site wants to be rid of."""
+        labels = set(control.labels)
+        for connection in list(self.connections.values()):
+            audience = connection.audience
+            if audience.following is not following or not labels.issubset(connection.labels):
+                continue
+            if control.channel is None or any(feed.channel == control.channel for feed in audience.feeds):
+                audience.engine.disconnect(connection, control.code, "disconnected by the site")
+
+    def not_published(self, connection: Connection, reason: str) -> None:
+        """What a client sent may not have been published."""
+        connection.audience.engine.disconnect(connection, CloseCode.TRY_AGAIN_LATER, reason)
 
     def hand_back(self, connection: Connection, handover: Handover, rest: bytes) -> None:
         """Give a connection back to a worker, to be kept alive as after any answer."""
@@ -405,6 +469,12 @@ class Hub:
             self.per_address[connection.address] -= 1
             if not self.per_address[connection.address]:
                 del self.per_address[connection.address]
+        for user in _users(connection.labels):
+            self.per_user[user] -= 1
+            if not self.per_user[user]:
+                del self.per_user[user]
+        self.expiring.pop(connection, None)
+        self.ending.pop(connection, None)
         audience.engine.left(connection)
         return connection.release()
 
@@ -443,11 +513,21 @@ class Hub:
                 self.close(connection, "slow client")
             elif lag and now - lag.since > self.settings.write_timeout:
                 self.close(connection, f"took nothing for {self.settings.write_timeout:.0f} s")
+        for connection, deadline in list(self.ending.items()):
+            if now > deadline:
+                self.close(connection, "")
+        self._expire(time.time())
         for following in self.followings.values():
             following.fanout.forget(self.lagging)
         for period in {_period(engine) for engine in self.engines.values()}:
             self._attend(second, now, period)
         self._forget_idle(now)
+
+    def _expire(self, unix_time: float) -> None:
+        for connection, expires in list(self.expiring.items()):
+            if unix_time >= expires:
+                del self.expiring[connection]
+                connection.audience.engine.disconnect(connection, CloseCode.GOING_AWAY, "its time is over")
 
     def _attend(self, second: int, now: float, period: int) -> None:
         """Do what is due for those who have kept up: each second those whose turn it is."""
@@ -461,6 +541,8 @@ class Hub:
             if engine.timeout is not None:
                 if now - connection.opened > engine.timeout:
                     self.finish(connection)
+            elif engine.is_gone(connection):
+                self.close(connection, "the client did not answer")
             elif engine.heartbeat is not None:
                 try:
                     connection.send(engine.beat(self._frontier(connection.audience)))
@@ -559,6 +641,10 @@ def _keeps_any(feeds: Iterable[Feed]) -> bool:
 def _address(handover: Handover) -> str:
     """Return the address that the client's limit is counted by; empty if it is a proxy."""
     return str(handover.client[0]) if handover.counted and isinstance(handover.client, tuple) else ""
+
+
+def _users(labels: Iterable[str]) -> list[str]:
+    return [label for label in labels if label.startswith("user:")]
 
 
 def _refuse(fd: int, handover: Handover) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -44,6 +45,9 @@ class Handover:
             "cursor": self.offload.cursor,
             "bus": [self.offload.bus.url, self.offload.bus.prefix],
             "options": self.offload.options,
+            "particulars": self.offload.particulars,
+            "labels": self.offload.labels,
+            "expires": self.offload.expires,
             "client": self.client,
             "server": self.server,
             "counted": self.counted,
@@ -57,10 +61,13 @@ class Handover:
         try:
             offload = Offload(
                 fields["engine"],
-                tuple(_channel(*channel) for channel in fields["channels"]),
+                tuple(map(channel_from, fields["channels"])),
                 BusAddress(*fields["bus"]),
                 fields["options"],
                 fields["cursor"],
+                fields["particulars"],
+                tuple(fields["labels"]),
+                fields["expires"],
             )
             return cls(
                 offload,
@@ -105,7 +112,9 @@ def announced_bus(frame: Frame) -> BusAddress:
         raise ProtocolError(f"an announcement lacks {exc}") from None
 
 
-def _channel(name: str, history: int, ttl: float, slow_client: str) -> Channel:
+def channel_from(fields: Sequence[Any]) -> Channel:
+    """Return the channel whose `astuple` has crossed as JSON."""
+    name, history, ttl, slow_client = fields
     return Channel(name, history, ttl, SlowClient(slow_client))
 
 

@@ -22,8 +22,11 @@ class Offload:
         engine: A module of `gunicorn_realtime.engines`: "sse".
         channels: What it follows; a bare name is a channel without history.
         bus: Where the channels are.
-        options: The engine's own, JSON-able; see its module.
+        options: The engine's, JSON-able; see its module. Those of many connections are equal.
         cursor: The position that a returning client says it has reached.
+        particulars: What the engine is to know of this connection alone, JSON-able; see its module.
+        labels: Whose the connection is, so that it can be ended from afar.
+        expires: Unix time when it ends, in seconds.
     """
 
     engine: str
@@ -31,6 +34,9 @@ class Offload:
     bus: BusAddress
     options: Mapping[str, Any] = field(default_factory=dict)
     cursor: str | None = None
+    particulars: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    expires: float | None = None
 
     @property
     def followed(self) -> tuple[Channel, ...]:

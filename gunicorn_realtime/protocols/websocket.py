@@ -16,6 +16,7 @@ from enum import IntEnum
 from geventwebsocket.websocket import Header, WebSocket  # type: ignore[import-untyped]
 
 from ..errors import ProtocolError, TooLarge
+from .websocket_close import CloseCode, may_be_sent
 from .websocket_deflate import MIN_COMPRESSED_SIZE, TAIL, Deflate, Inflater
 
 MAX_MESSAGE_SIZE = 1024 * 1024  # bytes
@@ -36,24 +37,6 @@ class Opcode(IntEnum):
     CLOSE = WebSocket.OPCODE_CLOSE
     PING = WebSocket.OPCODE_PING
     PONG = WebSocket.OPCODE_PONG
-
-
-class CloseCode(IntEnum):
-    """https://www.iana.org/assignments/websocket/#close-code-number"""
-
-    NORMAL_CLOSURE = 1000
-    GOING_AWAY = 1001
-    PROTOCOL_ERROR = 1002
-    UNSUPPORTED_DATA = 1003
-    NO_STATUS_RECEIVED = 1005  # stands for a close frame without a code
-    INVALID_PAYLOAD = 1007
-    POLICY_VIOLATION = 1008
-    MESSAGE_TOO_BIG = 1009
-    MANDATORY_EXTENSION = 1010
-    INTERNAL_ERROR = 1011
-    SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
-    BAD_GATEWAY = 1014
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,17 +340,12 @@ def _read_close(payload: bytes) -> Close:
     if not payload:
         return Close()
     code = int.from_bytes(payload[:2])  # of a single byte, too small to be one
-    if not _may_be_sent(code):
+    if not may_be_sent(code):
         raise ProtocolError(f"a close frame has an invalid code: {payload[:2].hex()}")
     try:
         return Close(code, payload[2:].decode())
     except UnicodeDecodeError as exc:
         raise InvalidPayload("the reason in a close frame is not UTF-8") from exc
-
-
-def _may_be_sent(code: int) -> bool:
-    """Tell whether a close frame may have this code (section 7.4, and the registry)."""
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 def _apply_mask(mask: bytes, data: bytes) -> bytes:
@@ -419,7 +397,7 @@ def encode_close(code: int = CloseCode.NO_STATUS_RECEIVED, reason: str = "") -> 
     """
     if code == CloseCode.NO_STATUS_RECEIVED:
         return encode_frame(Opcode.CLOSE, b"")
-    if not _may_be_sent(code):
+    if not may_be_sent(code):
         raise ValueError(f"a close frame must not have the code {code}")
     encoded = reason.encode("utf-8", "replace")[: MAX_CONTROL_SIZE - 2]
     fitting = encoded.decode("utf-8", "ignore").encode()

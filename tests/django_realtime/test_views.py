@@ -232,7 +232,7 @@ def test_a_name_that_no_channel_can_have_is_not_found(hub_server, name):
 
 
 def test_a_template_must_find_its_arguments_in_the_url():
-    with pytest.raises(ImproperlyConfigured, match=r"need 'elsewhere' of the URL, which has \['room'\]"):
+    with pytest.raises(ImproperlyConfigured, match=r"needs 'elsewhere' of the URL, which has \['room'\]"):
         realtime.sse("{elsewhere}")(RequestFactory().get("/"), room=7)
 
 

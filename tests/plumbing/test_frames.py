@@ -41,7 +41,9 @@ def test_cut_frame_is_refused_unless_only_its_rest_is_cut(frame, data):
 def test_frame_of_another_protocol_says_to_restart(frame, protocol):
     encoded = bytes([protocol]) + frame.encode()[1:]
 
-    with pytest.raises(ProtocolError, match=f"^a frame of protocol {protocol}, not 1: restart gunicorn$"):
+    with pytest.raises(
+        ProtocolError, match=f"^a frame of protocol {protocol}, not {PROTOCOL}: restart gunicorn$"
+    ):
         Frame.decode(encoded)
 
 

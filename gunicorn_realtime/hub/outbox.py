@@ -1,0 +1,95 @@
+"""What clients publish, on its way to the bus."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import Event
+
+from ..bus.client import Outgoing
+from ..errors import BusUnavailable
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+logger = logging.getLogger(__name__)
+
+# Sent in one round trip.
+BATCH = 256  # messages
+BATCH_SIZE = 1024 * 1024  # bytes
+
+# While so much waits, those who add to it are not read.
+MAX_SIZE = 4 * 1024 * 1024  # bytes
+
+
+class Outbox:
+    """Sends what clients publish: in their order, and many messages in one round trip.
+
+    Args:
+        send: Sends messages to the bus; blocks the greenlet, and raises `BusUnavailable`.
+        failed: Called with a connection whose messages may not have been sent, and the reason.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[Outgoing]], object], failed: Callable[[Connection, str], None]
+    ) -> None:
+        self._send = send
+        self._failed = failed
+        self._queue: deque[tuple[Connection, Outgoing]] = deque()
+        self._size = 0  # bytes in the queue
+        self._held: set[Connection] = set()  # not read until there is room again
+        self._filled = Event()
+        self._greenlet = gevent.spawn(self._send_forever)
+
+    def put(self, connection: Connection, messages: Iterable[Outgoing]) -> None:
+        for message in messages:
+            self._queue.append((connection, message))
+            self._size += len(message.data)
+        self._filled.set()
+        if self._size > MAX_SIZE:
+            self._held.add(connection)
+            connection.stop_reading()
+
+    def close(self) -> None:
+        self._greenlet.kill()
+
+    def _send_forever(self) -> None:
+        while True:
+            self._filled.wait()
+            self._filled.clear()
+            while self._queue:
+                self._send_batch(self._take_batch())
+                if self._size <= MAX_SIZE // 2:
+                    self._release()
+
+    def _take_batch(self) -> list[tuple[Connection, Outgoing]]:
+        batch: list[tuple[Connection, Outgoing]] = []
+        size = 0
+        while self._queue and len(batch) < BATCH and size < BATCH_SIZE:
+            batch.append(self._queue.popleft())
+            size += len(batch[-1][1].data)
+        self._size -= size
+        return batch
+
+    def _send_batch(self, batch: list[tuple[Connection, Outgoing]]) -> None:
+        try:
+            self._send([message for _, message in batch])
+        except BusUnavailable as exc:
+            logger.warning("%d messages of clients may not have been published: %s", len(batch), exc)
+            reason = "the bus is unavailable"
+        except Exception:
+            logger.exception("%d messages of clients could not be published", len(batch))
+            reason = "its message could not be published"
+        else:
+            return
+        for connection in dict.fromkeys(connection for connection, _ in batch):
+            self._failed(connection, reason)
+
+    def _release(self) -> None:
+        held, self._held = self._held, set()
+        for connection in held:
+            connection.read_on()
