@@ -10,18 +10,14 @@ in this module, which nothing else in the project knows. Three things differ fro
 
 from __future__ import annotations
 
-import atexit
 import errno
 import io
 import ipaddress
 import os
-import selectors
-import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -30,49 +26,21 @@ from gunicorn.util import http_date
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from .admission import Admission, engine_asked_for, may_refuse
+from .arbiter import arbiter_lines, drain_timeout
 from .errors import OffloadRefused, ProtocolError, TooLarge
 from .plumbing.frames import Frame
 from .plumbing.handover import HandBack, Handover
-from .plumbing.lines import Lines, receive
+from .plumbing.lines import receive
 from .plumbing.offload import ENVIRON_KEY, Offload
+from .polled import HEAD_END, STOP_LINGER, Closing, Conn, Heads
 from .pool import Pool
 from .refusal import Refusal, refusal
 from .settings import Settings
-
-# gunicorn's TConn: its versions differ in what it has, and no one's stubs fit them all.
-Conn = Any
-
-HEAD_END = b"\r\n\r\n"
-READ_SIZE = 8192  # bytes; gunicorn's own
-
-# How long clients that are sending a head are waited for when the worker stops.
-STOP_LINGER = 1.0  # seconds
-
-# How long the arbiter waits for the hubs in all, when nothing is to be lost by being quick.
-HUBS_TIMEOUT = 5.0  # seconds
-
-# How long a client may take to close its side of a connection that has ended; gunicorn's own.
-CLOSE_LINGER = 2.0  # seconds
-CLOSE_LINGER_SIZE = 64 * 1024  # bytes that it may still send meanwhile
 
 # Unsent bytes that the kernel takes for one connection. More would hide from the hub how far
 # behind a client is, and 100 clients that read nothing would hold 400 MB.
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 UNSENT_SIZE = 64 * 1024  # bytes
-
-# Made in the arbiter by the first worker's constructor; one per arbiter.
-_lines: Lines | None = None
-
-
-class Head:
-    """What is waited for on the poller: a request's head, or the end of a connection."""
-
-    __slots__ = ("conn", "data", "deadline")
-
-    def __init__(self, conn: Conn, data: bytes, deadline: float) -> None:
-        self.conn = conn
-        self.data = bytearray(data)
-        self.deadline = deadline
 
 
 class BackListener:
@@ -128,11 +96,8 @@ class Worker(ThreadWorker):
         super().__init__(*args, **kwargs)
         self.settings = Settings.from_environ(os.environ)
         self.lines = arbiter_lines(self.cfg, self.settings)
-        self.heads: dict[Head, None] = {}  # in the order of their deadlines
-        self.closing: dict[Head, None] = {}  # likewise; what their clients send is dropped
         # A thread is left for the site's pages, and so are connections.
         self.admission = Admission(max(1, self.cfg.threads - 1), self.cfg.worker_connections // 2)
-        self.closing_lock = threading.Lock()  # up to 23.0 connections are closed by any thread
         self.current = threading.local()
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
         # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
@@ -159,6 +124,11 @@ class Worker(ThreadWorker):
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
+        settings = self.settings
+        self.heads = Heads(
+            self.poller, settings.head_size, settings.head_timeout, self._serve, self._drop_connection
+        )
+        self.closing = Closing(self.poller)
         self.wsgi = partial(self._call_application, self.wsgi)
         Pool(self.lines, self.log, self._hub_options(), self._is_orphan).start()
 
@@ -166,7 +136,7 @@ class Worker(ThreadWorker):
         return {
             "errorlog": os.path.abspath(self.cfg.errorlog) if self.cfg.errorlog != "-" else "-",
             "loglevel": self.cfg.loglevel,
-            "drain_timeout": min(HUBS_TIMEOUT, self.cfg.graceful_timeout / 2),
+            "drain_timeout": drain_timeout(self.cfg),
         }
 
     def _is_orphan(self) -> bool:
@@ -223,63 +193,20 @@ class Worker(ThreadWorker):
         if not self.is_plain_http:
             super().enqueue_req(conn)
             return
-        head = Head(conn, _take_bytes(conn), time.monotonic() + self.settings.head_timeout)
-        if HEAD_END in head.data:
-            self._head_is_complete(head)
-            return
-        conn.sock.setblocking(False)
-        if self._read_head(head):
-            self.heads[head] = None
-            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_head_readable, head))
+        self.heads.add(conn, _take_bytes(conn))
 
-    def _on_head_readable(self, head: Head, sock: socket.socket) -> None:
-        # It stays registered while the rest of the head is awaited.
-        if not self._read_head(head, registered=True):
-            self.heads.pop(head, None)
-
-    def _read_head(self, head: Head, registered: bool = False) -> bool:
-        """Read what is there; return whether more of the head must be waited for."""
-        while True:
-            try:
-                data = head.conn.sock.recv(READ_SIZE)
-            except BlockingIOError:
-                return True
-            except OSError:
-                data = b""
-            if not data:
-                self._drop_head(head, registered)
-                return False
-            searched = max(0, len(head.data) - len(HEAD_END) + 1)
-            head.data += data
-            if head.data.find(HEAD_END, searched) >= 0:
-                if registered:
-                    self.poller.unregister(head.conn.sock)
-                self._head_is_complete(head)
-                return False
-            if len(head.data) > self.settings.head_size:
-                self._drop_head(head, registered, b"431 Request Header Fields Too Large")
-                return False
-
-    def _head_is_complete(self, head: Head) -> None:
-        conn = head.conn
-        _unreader(conn).unread(bytes(head.data))
+    def _serve(self, conn: Conn, data: bytes) -> None:
+        """Give a connection to a thread whose request's head has come, or let it wait for its turn."""
+        _unreader(conn).unread(data)
         conn.sock.setblocking(True)
         conn.data_ready = True
-        engine = engine_asked_for(head.data)
+        engine = engine_asked_for(data)
         if engine is None:
             super().enqueue_req(conn)
-        elif self.admission.is_full() and may_refuse(engine, head.data):
+        elif self.admission.is_full() and may_refuse(engine, data):
             self._drop_connection(conn, refusal(engine, {}).encode(b"HTTP/1.1"))
         elif self.admission.enter(conn):
             super().enqueue_req(conn)
-
-    def _drop_head(self, head: Head, registered: bool, status: bytes | None = None) -> None:
-        if registered:
-            self.poller.unregister(head.conn.sock)
-        answer = b""
-        if status is not None:
-            answer = b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        self._drop_connection(head.conn, answer)
 
     def _drop_connection(self, conn: Conn, answer: bytes) -> None:
         try:
@@ -290,58 +217,15 @@ class Worker(ThreadWorker):
         conn.close()
 
     def _close(self, conn: Conn, graceful: bool = True) -> None:
-        """Close a connection: say that we have ended, and wait on the poller for the client to do so.
-
-        gunicorn 26 and newer wait for it in the main loop, where it holds up everybody (RFC 9112,
-        section 9.6, wants it: an early close could take the end of the response with it).
-        """
-        sock = conn.sock
-        try:
-            if graceful and self.alive:
-                sock.shutdown(socket.SHUT_WR)
-                sock.setblocking(False)
-                closing = Head(conn, b"", time.monotonic() + CLOSE_LINGER)
-                on_readable = partial(self._on_closing_readable, closing)
-                with self.closing_lock:
-                    self.poller.register(sock, selectors.EVENT_READ, on_readable)
-                    self.closing[closing] = None
-                return
-        except (OSError, ValueError):
-            pass  # the client is gone, or the poller is closed
-        sock.close()
-
-    def _on_closing_readable(self, closing: Head, sock: socket.socket) -> None:
-        try:
-            data = sock.recv(READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        closing.data += data
-        if not data or len(closing.data) > CLOSE_LINGER_SIZE:
-            self._end_close(closing)
-
-    def _end_close(self, closing: Head) -> None:
-        with self.closing_lock:
-            del self.closing[closing]
-            self.poller.unregister(closing.conn.sock)
-        closing.conn.sock.close()
+        if graceful and self.alive:
+            self.closing.close(conn.sock)
+        else:
+            conn.sock.close()
 
     def murder_keepalived(self, *args: Any, **kwargs: Any) -> None:
         super().murder_keepalived(*args, **kwargs)
-        now = time.monotonic()
-        for closing in list(self.closing):
-            if closing.deadline > now and self.alive:
-                break
-            self._end_close(closing)
-        for head in list(self.heads):
-            deadline = head.deadline
-            if not self.alive:
-                deadline = min(deadline, deadline - self.settings.head_timeout + STOP_LINGER)
-            if deadline > now:
-                return
-            del self.heads[head]
-            self._drop_head(head, True, b"408 Request Timeout" if head.data else None)
+        self.closing.expire(is_stopping=not self.alive)
+        self.heads.expire(is_stopping=not self.alive)
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         # A stopping worker of gunicorn 24 to 26 would sleep until graceful_timeout here, though
@@ -425,47 +309,6 @@ NOT_IMPLEMENTED = Refusal(
     b"This connection cannot be offloaded: gunicorn ends TLS or HTTP/2 itself. "
     b"Let a proxy in front of gunicorn do that, and speak HTTP/1.1 to gunicorn.\n",
 )
-
-
-def arbiter_lines(cfg: Any, settings: Settings) -> Lines:
-    """Return this arbiter's lines, made on first use."""
-    global _lines
-    if _lines is None or _lines.arbiter_pid != os.getpid():
-        _lines = Lines(settings.hubs, cfg.uid, cfg.gid)
-        atexit.register(_close_lines, _lines)
-        _drain_hubs_before_stopping(_lines, cfg)
-    return _lines
-
-
-def _close_lines(lines: Lines) -> None:
-    if os.getpid() == lines.arbiter_pid:
-        lines.close(HUBS_TIMEOUT)
-
-
-def _drain_hubs_before_stopping(lines: Lines, cfg: Any) -> None:
-    """At SIGTERM let the hubs drain while the workers still run, then let the arbiter have the signal.
-
-    A second SIGTERM does not wait. SIGINT and SIGQUIT are quick stops: the hubs drain when the
-    arbiter is about to exit.
-    """
-    arbiter_handler = signal.getsignal(signal.SIGTERM)
-    if not callable(arbiter_handler) or threading.current_thread() is not threading.main_thread():
-        return
-    handler: Callable[[int, Any], Any] = arbiter_handler
-
-    def on_term(signum: int, frame: Any) -> None:
-        if os.getpid() != lines.arbiter_pid or lines.stopping:
-            handler(signum, frame)
-            return
-        lines.drain_hubs()
-
-        def pass_on() -> None:
-            lines.wait_for_hubs(min(HUBS_TIMEOUT, cfg.graceful_timeout / 2))
-            handler(signum, None)
-
-        threading.Thread(target=pass_on, name="drain", daemon=True).start()
-
-    signal.signal(signal.SIGTERM, on_term)
 
 
 def _networks(addresses: Any) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
