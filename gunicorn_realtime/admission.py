@@ -7,8 +7,10 @@ whole request, so a site whose threads they take would answer nobody else for se
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 # How the two protocols say so that a browser speaks: EventSource and WebSocket.
@@ -22,11 +24,13 @@ class Admission:
     """Lets so many requests for streams into the threads at once, the others in their order.
 
     Args:
+        start: Gives a connection to a thread; called under a lock, so that nobody is left behind.
         at_once: Requests for streams that may have a thread.
         most_waiting: Those that may wait for one.
     """
 
-    def __init__(self, at_once: int, most_waiting: int) -> None:
+    def __init__(self, start: Callable[[Any], object], at_once: int, most_waiting: int) -> None:
+        self._start = start
         self._at_once = at_once
         self._most_waiting = most_waiting
         self._inside: set[Any] = set()
@@ -36,26 +40,29 @@ class Admission:
     def is_full(self) -> bool:
         return len(self._waiting) >= self._most_waiting
 
-    def enter(self, conn: Any) -> bool:
-        """Return whether a connection may have a thread now; if not, it comes out of `leave` later."""
+    def enter(self, conn: Any) -> None:
+        """Start a connection's request, now or when it is its turn."""
         with self._lock:
-            if len(self._inside) >= self._at_once:
-                self._waiting.append(conn)
-                return False
-            self._inside.add(conn)
-            return True
+            self._waiting.append(conn)
+            self._let_in()
 
-    def leave(self, conn: Any) -> Any:
-        """Note that a connection's request has been served; return whose turn it is, or None."""
+    def leave(self, conn: Any) -> None:
+        """Note that a connection's request has been served, whatever it was for."""
         with self._lock:
-            if conn not in self._inside:
-                return None
-            self._inside.remove(conn)
-            if not self._waiting:
-                return None
-            following = self._waiting.popleft()
-            self._inside.add(following)
-            return following
+            self._inside.discard(conn)
+            self._let_in()
+
+    def open_wide(self) -> None:
+        """Let all in, and nobody wait from now on."""
+        with self._lock:
+            self._at_once = sys.maxsize
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and len(self._inside) < self._at_once:
+            conn = self._waiting.popleft()
+            self._inside.add(conn)
+            self._start(conn)
 
 
 def engine_asked_for(head: bytes | bytearray) -> str | None:

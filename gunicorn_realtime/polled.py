@@ -72,6 +72,18 @@ class Heads:
             self._awaited[head] = None
             self._poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_readable, head))
 
+    def read_last(self) -> None:
+        """Wait for what is on its way, without the worker's loop: that has ended."""
+        deadline = time.monotonic() + STOP_LINGER
+        with selectors.DefaultSelector() as selector:
+            for head in self._awaited:
+                selector.register(head.conn.sock, selectors.EVENT_READ, head)
+            while self._awaited and (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    selector.unregister(key.fileobj)
+                    if self._read(key.data):
+                        selector.register(key.fileobj, selectors.EVENT_READ, key.data)
+
     def expire(self, *, is_stopping: bool) -> None:
         """Drop those whose time is over; when the worker stops, that is soon."""
         now = time.monotonic()

@@ -17,7 +17,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,22 @@ class Gone:
     send = sendall
 
 
+class Threads(ThreadPoolExecutor):
+    """gunicorn's pool, which takes nothing more once the worker stops.
+
+    Args:
+        stopping: Called before that.
+    """
+
+    def __init__(self, count: int, stopping: Callable[[], None]) -> None:
+        super().__init__(count)
+        self._stopping = stopping
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        self._stopping()
+        super().shutdown(*args, **kwargs)
+
+
 class Worker(ThreadWorker):
     """A gthread worker whose application can offload its connections to a hub."""
 
@@ -97,7 +114,9 @@ class Worker(ThreadWorker):
         self.settings = Settings.from_environ(os.environ)
         self.lines = arbiter_lines(self.cfg, self.settings)
         # A thread is left for the site's pages, and so are connections.
-        self.admission = Admission(max(1, self.cfg.threads - 1), self.cfg.worker_connections // 2)
+        self.admission = Admission(
+            super().enqueue_req, max(1, self.cfg.threads - 1), self.cfg.worker_connections // 2
+        )
         self.current = threading.local()
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
         # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
@@ -121,6 +140,14 @@ class Worker(ThreadWorker):
         back: Any = BackListener(self.lines.back_worker)
         self.sockets = [*self.sockets, back]
         super().init_process()
+
+    def get_thread_pool(self) -> Threads:
+        return Threads(self.cfg.threads, self._take_the_last)
+
+    def _take_the_last(self) -> None:
+        # Up to 23.0 a worker that has had its max_requests would drop those who wait.
+        self.heads.read_last()
+        self.admission.open_wide()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -205,8 +232,8 @@ class Worker(ThreadWorker):
             super().enqueue_req(conn)
         elif self.admission.is_full() and may_refuse(engine, data):
             self._drop_connection(conn, refusal(engine, {}).encode(b"HTTP/1.1"))
-        elif self.admission.enter(conn):
-            super().enqueue_req(conn)
+        else:
+            self.admission.enter(conn)
 
     def _drop_connection(self, conn: Conn, answer: bytes) -> None:
         try:
@@ -248,16 +275,7 @@ class Worker(ThreadWorker):
                     return result
         finally:
             self.current.conn = None
-            self._admit_next(conn)
-
-    def _admit_next(self, conn: Conn) -> None:
-        following = self.admission.leave(conn)
-        if following is None:
-            return
-        try:
-            super().enqueue_req(following)
-        except RuntimeError:  # the worker has stopped
-            following.close()
+            self.admission.leave(conn)
 
     def _call_application(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
         response = start_response.__self__

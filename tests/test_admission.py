@@ -32,19 +32,41 @@ def test_eventsource_of_another_origin_is_not_refused():
     assert may_refuse("websocket", head)
 
 
-def test_those_who_wait_come_in_in_their_order():
-    admission = Admission(at_once=2, most_waiting=2)
-    assert [admission.enter(name) for name in "abcd"] == [True, True, False, False]
+@pytest.fixture
+def started() -> list[str]:
+    return []
+
+
+def test_those_who_wait_come_in_in_their_order(started):
+    admission = Admission(started.append, at_once=2, most_waiting=2)
+    for name in "abcd":
+        admission.enter(name)
+    assert started == ["a", "b"]
     assert admission.is_full()
 
-    assert [admission.leave(name) for name in "bacd"] == ["c", "d", None, None]
+    admission.leave("b")
+    assert started == ["a", "b", "c"]
     assert not admission.is_full()
-    assert admission.enter("e")
+    admission.leave("a")
+    assert started == ["a", "b", "c", "d"]
 
 
-def test_who_never_entered_lets_nobody_in():
-    admission = Admission(at_once=1, most_waiting=1)
+def test_who_never_entered_lets_nobody_in(started):
+    admission = Admission(started.append, at_once=1, most_waiting=1)
     admission.enter("a")
     admission.enter("b")
 
-    assert admission.leave("a page") is None
+    admission.leave("a page")
+
+    assert started == ["a"]
+
+
+def test_nobody_waits_any_more_when_the_worker_stops(started):
+    admission = Admission(started.append, at_once=1, most_waiting=5)
+    for name in "abc":
+        admission.enter(name)
+
+    admission.open_wide()
+    admission.enter("d")
+
+    assert started == ["a", "b", "c", "d"]
