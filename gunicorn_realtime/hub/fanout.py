@@ -152,6 +152,9 @@ class Audience:
                 # It lacks something of one part at most, and has had nothing of the others since.
                 if (position := part._let_go(connection, index)) < part.last:
                     connection.position = position
+            if not self.away:
+                connection.hub.deserted.update(self.parts)
+                self.parts = ()
         elif connection.index >= 0:
             index, connection.index = connection.index, -1
             connection.position = self._let_go(connection, index)

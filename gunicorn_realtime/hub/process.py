@@ -462,7 +462,7 @@ class Hub:
         audience = connection.audience
         audience.leave(connection)
         audience.followers -= 1
-        self.deserted.update((audience, *audience.parts))
+        self.deserted.add(audience)
         del self.connections[connection.fd]
         self._wait_no_longer(connection)
         if connection.address:

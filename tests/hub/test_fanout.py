@@ -7,6 +7,7 @@ from gunicorn_realtime.bus.message import Message
 from gunicorn_realtime.hub import fanout
 from gunicorn_realtime.hub.fanout import MAX_WRITE_SIZE, Fanout
 from gunicorn_realtime.hub.feed import OVERHEAD, Feed
+from gunicorn_realtime.hub.process import LINGER
 from tests.hub.conftest import LineEngine, handover
 
 LARGE = 16 * 1024 * 1024  # bytes; a buffer that is never full
@@ -220,3 +221,22 @@ def test_what_a_lagging_client_lacks_is_kept_and_forgotten_when_it_has_it(hub, m
     hub.bus.publish("a", b"last")
     hub.settle()
     assert slow.read().endswith(b"\nlast\n")
+
+
+def test_channel_stays_followed_when_those_go_who_sat_with_its_former_listeners(hub, make_client):
+    engine = LineEngine()
+    *few, last = [hub.give(make_client(), handover("a", "b"), engine) for _ in range(fanout.FEW + 1)]
+    for connection in few:
+        hub.close(connection, "")
+    hub._tick(1, 0)
+    client = make_client()
+    hub.give(client, handover("a"), engine)
+
+    hub.close(last, "")
+    hub._tick(2, 0)
+    hub._tick(3, LINGER + 1)
+    hub.bus.publish("a", b"hello")
+    hub.settle()
+
+    assert client.read() == b"hello\n"
+    assert list(hub.bus.feeds) == ["a"]
