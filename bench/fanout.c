@@ -14,7 +14,9 @@
  * A message is  ^SSSSSSSSTTTTTTTTTTTTTTTT;xxxxx...  (8 hex digits of sequence
  * number, 16 hex digits of nanoseconds, padding up to S bytes).  The receiver
  * looks for '^' followed by 24 hex digits and ';' and parses nothing else
- * (in WebSocket mode it also walks the frame headers).  With --reconnect it
+ * (in WebSocket mode it also walks the frame headers).  With --channels K,
+ * connection I follows channel I modulo K, and message number S is published
+ * to channel S modulo K, so 4. holds in each channel.  With --reconnect it
  * reads server-sent events as a browser does, line by line: an event counts
  * when its blank line has come, and a connection that ends is made again with
  * the last id it has seen, so that 4. holds over all its connections.
@@ -98,21 +100,25 @@ static const char *o_template = "@MSG@", *o_wshello = NULL, *o_ctype = "text/pla
 static const char *o_accept = NULL;
 static int o_port = 8000, o_pubport = 0, o_mode = MODE_SSE, o_pub = PUB_REDIS;
 static int o_n = 100, o_slow = 0, o_inflight = 128, o_window = 0, o_depth = 1;
+static int o_channels = 0;	/* 0: one, and "%d" in the path is the connection's number */
 static long o_m = 100, o_size = 200;
 static double o_reconnect = -1;	/* milliseconds; negative: a connection that ends is not made again */
 static double o_rate = 0, o_settle = 1.0, o_drain = 5.0, o_conn_timeout = 60;
 static int pids[MAX_PIDS], n_pids, aux_pids[MAX_PIDS], n_aux;
+static int own_pids[3 * MAX_PIDS + 1], n_own;	/* all that belongs to the run, this process included */
 
 /* --------------------------------------------------------------- state */
 
 static struct conn *conns;
 static int ep, n_streaming, n_failed, n_closed, n_readers;
+static int n_channels = 1, *channel_readers;
 static char *rbuf;
 static uint64_t deliveries, duplicated, out_of_order, bytes_in, recv_calls, ws_frames, foreign;
 static uint32_t *msg_count;	/* deliveries of each message, for the window */
 static uint32_t completed;	/* messages that every reader has (in order) */
+static uint64_t *msg_stamp, *msg_last;	/* of each message: when it was sent, when the last reader had it */
 static uint64_t last_delivery;
-static uint64_t expected;	/* deliveries still possible: readers x messages */
+static uint64_t expected;	/* deliveries still possible: of each reader the messages of its channel */
 static int publishing;
 static uint32_t reconnects, refusals, resets, n_away;
 static uint64_t away_max, away_sum;	/* from a cut to the next head, ns */
@@ -332,15 +338,26 @@ static int parse_hex(const char *p, int n, uint64_t *out)
 	return 0;
 }
 
+static int channel_of(const struct conn *c)
+{
+	return (c - conns) % n_channels;
+}
+
+/* how many of the first M messages go to a channel */
+static uint32_t messages_of(int channel, uint32_t m)
+{
+	return m > (uint32_t)channel ? (m - channel - 1) / n_channels + 1 : 0;
+}
+
 /* one message arrived on C: verify its sequence number, take its latency */
 static void deliver(struct conn *c, uint32_t seq, uint64_t stamp, uint64_t now)
 {
-	if (!publishing || seq >= (uint32_t)o_m) {
+	if (!publishing || seq >= (uint32_t)o_m || (int)(seq % n_channels) != channel_of(c)) {
 		foreign++;
 		return;
 	}
 	if (seq == c->next && !c->seen) {	/* the usual case */
-		c->next++;
+		c->next += n_channels;
 	} else {
 		if (!c->seen) {
 			uint32_t i;
@@ -357,14 +374,17 @@ static void deliver(struct conn *c, uint32_t seq, uint64_t stamp, uint64_t now)
 		if (seq < c->next)	/* a later one came before it */
 			out_of_order++;
 		else
-			c->next = seq + 1;
+			c->next = seq + n_channels;
 	}
 	c->got++;
 	deliveries++;
 	last_delivery = now;
 	hist_add(now > stamp ? now - stamp : 0);
-	if (++msg_count[seq] >= (uint32_t)n_readers)
-		while (completed < (uint32_t)o_m && msg_count[completed] >= (uint32_t)n_readers)
+	msg_stamp[seq] = stamp;
+	msg_last[seq] = now;
+	if (++msg_count[seq] >= (uint32_t)channel_readers[seq % n_channels])
+		while (completed < (uint32_t)o_m
+		       && msg_count[completed] >= (uint32_t)channel_readers[completed % n_channels])
 			completed++;
 }
 
@@ -595,7 +615,8 @@ static void conn_close(struct conn *c)
 		n_failed++;
 	if (c->state == ST_STREAM && publishing) {	/* nothing more is awaited from it */
 		n_readers--;
-		expected -= o_m - c->got;
+		channel_readers[channel_of(c)]--;
+		expected -= messages_of(channel_of(c), o_m) - c->got;
 	}
 	c->state = ST_CLOSED;
 	close(c->fd);
@@ -609,6 +630,7 @@ static void conn_open(struct conn *c, int i)
 	if (!c->sse) {
 		memset(c, 0, sizeof *c);
 		c->slow = i < o_slow;
+		c->next = channel_of(c);
 		if (o_reconnect >= 0 && !c->slow && !(c->sse = calloc(1, sizeof *c->sse)))
 			die("out of memory");
 	}
@@ -638,7 +660,7 @@ static void conn_request(struct conn *c)
 	int n;
 	if (number)
 		n = snprintf(req, sizeof req, "GET %.*s%d%s HTTP/1.1\r\n", (int)(number - o_path), o_path,
-			     (int)(c - conns), number + 2);
+			     o_channels ? channel_of(c) : (int)(c - conns), number + 2);
 	else
 		n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\n", o_path);
 	n += snprintf(req + n, sizeof req - n, "Host: %s:%d\r\n", o_host, o_port);
@@ -816,10 +838,22 @@ static void pub_flush(void)
 	}
 }
 
+/* NAME with the channel of a message in the place of "%d" */
+static const char *numbered(const char *name, uint32_t seq)
+{
+	static char out[1024];
+	const char *number = strstr(name, "%d");
+	if (!o_channels || !number)
+		return name;
+	snprintf(out, sizeof out, "%.*s%u%s", (int)(number - name), name, seq % n_channels, number + 2);
+	return out;
+}
+
 /* queue the next message, stamped now */
 static void pub_message(void)
 {
 	static char *msg, *body, *req;
+	const char *name;
 	static size_t tpl_pre;
 	const char *at = strstr(o_template, "@MSG@");
 	size_t tpl_len = strlen(o_template), body_len;
@@ -840,13 +874,15 @@ static void pub_message(void)
 	memcpy(body + tpl_pre, msg, o_size);
 	memcpy(body + tpl_pre + o_size, at + 5, tpl_len - tpl_pre - 5);
 	body_len = tpl_len - 5 + o_size;
-	if (o_pub == PUB_REDIS)
-		n = sprintf(req, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%zu\r\n", strlen(o_channel), o_channel, body_len);
-	else if (o_pub == PUB_HTTP)
+	n = 0;
+	if (o_pub == PUB_REDIS) {
+		name = numbered(o_channel, published);
+		n = sprintf(req, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%zu\r\n", strlen(name), name, body_len);
+	} else if (o_pub == PUB_HTTP) {
 		n = sprintf(req, "POST %s HTTP/1.1\r\nHost: %s:%d\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n",
-			    o_pubpath, o_pubhost ? o_pubhost : "127.0.0.1", o_pubport, o_ctype, body_len);
-	else
-		n = 0;
+			    numbered(o_pubpath, published), o_pubhost ? o_pubhost : "127.0.0.1", o_pubport, o_ctype,
+			    body_len);
+	}
 	memcpy(req + n, body, body_len);
 	n += body_len;
 	if (o_pub == PUB_REDIS) {
@@ -951,6 +987,12 @@ static int pub_allowed(void)
 
 /* ------------------------------------------------------------------- main */
 
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
 /* connect those whose time has come again */
 static void make_again(void)
 {
@@ -1021,7 +1063,7 @@ static void usage(void)
 	      "  --redis HOST:PORT|unix:PATH --channel NAME | --post URL | --line HOST:PORT\n"
 	      "  --template TEXT --ctype TYPE --depth D --window W --settle SEC --drain SEC\n"
 	      "  --reconnect MS --slow K --inflight C --accept TYPE --ws-hello TEXT --connect-timeout SEC\n"
-	      "  --pid PID --aux-pid PID --label TEXT\n", stderr);
+	      "  --channels K --pid PID --aux-pid PID --own-pid PID --label TEXT\n", stderr);
 	exit(2);
 }
 
@@ -1034,7 +1076,8 @@ int main(int argc, char **argv)
 		{"depth", 1, 0, 'd'}, {"window", 1, 0, 'w'}, {"settle", 1, 0, 'S'}, {"drain", 1, 0, 'D'},
 		{"slow", 1, 0, 'k'}, {"inflight", 1, 0, 'i'}, {"accept", 1, 0, 'A'}, {"ws-hello", 1, 0, 'H'},
 		{"pid", 1, 0, 'p'}, {"aux-pid", 1, 0, 'a'}, {"label", 1, 0, 'l'}, {"reconnect", 1, 0, 'B'},
-		{"connect-timeout", 1, 0, 'C'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}
+		{"connect-timeout", 1, 0, 'C'}, {"channels", 1, 0, 'K'}, {"own-pid", 1, 0, 'o'},
+		{"help", 0, 0, 'h'}, {0, 0, 0, 0}
 	};
 	int ch, i, opened = 0, timer;
 	struct rlimit rl;
@@ -1064,12 +1107,17 @@ int main(int argc, char **argv)
 		case 'C': o_conn_timeout = atof(optarg); break;
 		case 'p': if (n_pids < MAX_PIDS) pids[n_pids++] = atoi(optarg); break;
 		case 'a': if (n_aux < MAX_PIDS) aux_pids[n_aux++] = atoi(optarg); break;
+		case 'o': if (n_own < MAX_PIDS) own_pids[n_own++] = atoi(optarg); break;
+		case 'K': o_channels = atoi(optarg); break;
 		case 'l': o_label = optarg; break;
 		case 'B': o_reconnect = atof(optarg); break;
 		default: usage();
 		}
-	if (optind != argc || o_n < 1 || o_slow > o_n || o_m < 0 || (o_reconnect >= 0 && o_mode != MODE_SSE))
+	if (optind != argc || o_n < 1 || o_slow > o_n || o_m < 0 || o_channels < 0
+	    || (o_reconnect >= 0 && o_mode != MODE_SSE))
 		usage();
+	if (o_channels)
+		n_channels = o_channels;
 	if (o_size < STAMP_LEN)
 		o_size = STAMP_LEN;
 	if (!o_pubport)
@@ -1088,9 +1136,18 @@ int main(int argc, char **argv)
 	}
 	conns = calloc(o_n, sizeof *conns);
 	msg_count = calloc(o_m + 1, sizeof *msg_count);
+	msg_stamp = calloc(o_m + 1, sizeof *msg_stamp);
+	msg_last = calloc(o_m + 1, sizeof *msg_last);
+	channel_readers = calloc(n_channels, sizeof *channel_readers);
 	rbuf = malloc(RBUF);
-	if (!conns || !msg_count || !rbuf || (ep = epoll_create1(EPOLL_CLOEXEC)) < 0)
+	if (!conns || !msg_count || !msg_stamp || !msg_last || !channel_readers || !rbuf
+	    || (ep = epoll_create1(EPOLL_CLOEXEC)) < 0)
 		die("cannot start");
+	for (i = 0; i < n_pids; i++)
+		own_pids[n_own++] = pids[i];
+	for (i = 0; i < n_aux; i++)
+		own_pids[n_own++] = aux_pids[i];
+	own_pids[n_own++] = getpid();
 
 	/* 1. connect: at most --inflight handshakes at a time */
 	double pss0 = n_pids ? tree_pss(pids, n_pids) : 0, cpu0 = tree_cpu(pids, n_pids);
@@ -1118,12 +1175,16 @@ int main(int argc, char **argv)
 		loop_once(20);
 	double pss1 = n_pids ? tree_pss(pids, n_pids) : 0;
 	for (i = 0; i < opened; i++)
-		n_readers += conns[i].state == ST_STREAM || conns[i].sse;
+		if (conns[i].state == ST_STREAM || conns[i].sse) {
+			n_readers++;
+			channel_readers[channel_of(&conns[i])]++;
+			expected += messages_of(channel_of(&conns[i]), o_m);
+		}
 	int before_publish_closed = n_closed;
 
 	/* 3. publish and receive */
 	double srv_cpu0 = tree_cpu(pids, n_pids), aux_cpu0 = tree_cpu(aux_pids, n_aux);
-	double own_cpu0 = self_cpu(), mach_cpu0 = machine_cpu();
+	double own_cpu0 = self_cpu(), run_cpu0 = tree_cpu(own_pids, n_own), mach_cpu0 = machine_cpu();
 	uint64_t bytes0 = bytes_in, calls0 = recv_calls, start = 0, deadline, t_pub_end = 0;
 	publishing = 1;
 	if (o_m && n_readers) {
@@ -1135,7 +1196,6 @@ int main(int argc, char **argv)
 		die("timerfd: %s", strerror(errno));
 	struct epoll_event tev = { .events = EPOLLIN | EPOLLET, .data.ptr = (void *)&ep };
 	epoll_ctl(ep, EPOLL_CTL_ADD, timer, &tev);
-	expected = (uint64_t)n_readers * o_m;
 	start = last_delivery = now_ns();
 	while (n_readers && deliveries < expected) {
 		uint64_t now = now_ns();
@@ -1163,7 +1223,9 @@ int main(int argc, char **argv)
 	}
 	double elapsed = (last_delivery - start) / 1e9;
 	double srv_cpu = tree_cpu(pids, n_pids) - srv_cpu0, aux_cpu = tree_cpu(aux_pids, n_aux) - aux_cpu0;
-	double own_cpu = self_cpu() - own_cpu0, mach_cpu = machine_cpu() - mach_cpu0;
+	double own_cpu = self_cpu() - own_cpu0;
+	double other_cpu = machine_cpu() - mach_cpu0 - (tree_cpu(own_pids, n_own) - run_cpu0);
+	double other_share = other_cpu / ((now_ns() - start) / 1e9) / sysconf(_SC_NPROCESSORS_ONLN);
 	double pss2 = n_pids ? tree_pss(pids, n_pids) : 0;
 
 	/* a short wait shows messages delivered twice at the very end */
@@ -1174,10 +1236,17 @@ int main(int argc, char **argv)
 	/* 4. report */
 	uint64_t lost = 0, incomplete = 0;
 	for (i = 0; i < opened; i++)
-		if (!conns[i].slow && (conns[i].state == ST_STREAM || conns[i].sse || conns[i].next || conns[i].got)) {
-			lost += published - conns[i].got;
-			incomplete += conns[i].got != published;
+		if (!conns[i].slow && (conns[i].state == ST_STREAM || conns[i].sse || conns[i].got)) {
+			uint32_t due = messages_of(channel_of(&conns[i]), published);
+			lost += due - conns[i].got;
+			incomplete += conns[i].got != due;
 		}
+	uint64_t *lasts = calloc(published + 1, sizeof *lasts);	/* from the stamp to the last reader */
+	uint32_t n_lasts = 0, seq;
+	for (seq = 0; lasts && seq < published; seq++)
+		if (msg_count[seq])
+			lasts[n_lasts++] = msg_last[seq] - msg_stamp[seq];
+	qsort(lasts, n_lasts, sizeof *lasts, by_value);
 	if (o_reconnect >= 0)	/* away at the end */
 		for (i = 0; i < opened; i++)
 			n_closed += conns[i].sse && conns[i].state != ST_STREAM;
@@ -1189,15 +1258,16 @@ int main(int argc, char **argv)
 	       connect_s, connect_s > 0 ? connected / connect_s : 0, connect_cpu);
 	printf("\"messages\": %u, \"size\": %ld, \"rate\": %g, \"window\": %d, \"publish_errors\": %d, "
 	       "\"deliveries\": %llu, \"lost\": %llu, \"conns_with_loss\": %llu, \"duplicated\": %llu, "
-	       "\"out_of_order\": %llu, \"closed\": %d, ",
+	       "\"out_of_order\": %llu, \"foreign\": %llu, \"closed\": %d, ",
 	       published, o_size, o_rate, o_window, pub_errors, (unsigned long long)deliveries,
 	       (unsigned long long)lost, (unsigned long long)incomplete, (unsigned long long)duplicated,
-	       (unsigned long long)out_of_order, n_closed);
+	       (unsigned long long)out_of_order, (unsigned long long)foreign, n_closed);
 	printf("\"elapsed_s\": %.3f, \"deliveries_per_s\": %.0f, \"p50_ms\": %.3f, \"p90_ms\": %.3f, "
-	       "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, \"bytes\": %llu, \"recv_calls\": %llu, "
-	       "\"ws_frames\": %llu, ",
+	       "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, \"last_p50_ms\": %.3f, "
+	       "\"bytes\": %llu, \"recv_calls\": %llu, \"ws_frames\": %llu, ",
 	       elapsed, elapsed > 0 ? deliveries / elapsed : 0, hist_ms(.5), hist_ms(.9), hist_ms(.99),
-	       hist_ms(.999), hist_max / 1e6, (unsigned long long)(bytes_in - bytes0),
+	       hist_ms(.999), hist_max / 1e6, n_lasts ? lasts[n_lasts / 2] / 1e6 : 0,
+	       (unsigned long long)(bytes_in - bytes0),
 	       (unsigned long long)(recv_calls - calls0), (unsigned long long)ws_frames);
 	if (o_reconnect >= 0)
 		printf("\"reconnects\": %u, \"refusals\": %u, \"resets\": %u, \"reconnect_max_ms\": %.1f, "
@@ -1205,10 +1275,10 @@ int main(int argc, char **argv)
 		       reconnects, refusals, resets, away_max / 1e6,
 		       reconnects ? away_sum / 1e6 / reconnects : 0, storm_max / 1e6);
 	printf("\"server_cpu_s\": %.3f, \"deliveries_per_server_cpu_s\": %.0f, \"aux_cpu_s\": %.3f, "
-	       "\"client_cpu_s\": %.3f, \"other_cpu_s\": %.2f, \"server_pss_before\": %.0f, "
+	       "\"client_cpu_s\": %.3f, \"other_cpu_s\": %.2f, \"other_share\": %.3f, \"server_pss_before\": %.0f, "
 	       "\"server_pss_idle\": %.0f, \"server_pss_after\": %.0f, \"bytes_per_idle_conn\": %.0f}\n",
 	       srv_cpu, srv_cpu > 0 ? deliveries / srv_cpu : 0, aux_cpu, own_cpu,
-	       mach_cpu - srv_cpu - aux_cpu - own_cpu, pss0, pss1, pss2,
+	       other_cpu, other_share, pss0, pss1, pss2,
 	       n_pids && connected ? (pss1 - pss0) / connected : 0);
 	return lost || duplicated || out_of_order || n_closed || connected < o_n ? 1 : 0;
 }
