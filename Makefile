@@ -24,12 +24,12 @@ format: $(VENV)/.installed-dev ## rewrite the sources as ruff formats them
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: ## compile the load client
-	$(MAKE) -C bench
+bench: ## the hub beside its peers in one table; ARGS="bars" and more: ARGS=--help
+	@scripts/bench .venv-bench "$(PYTHON)" $(ARGS)
 
 clean: ## remove everything that make has made
 	$(MAKE) -C bench clean
-	rm -rf .venv .venv-* build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* bench/peers/node_modules build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml

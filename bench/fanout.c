@@ -103,7 +103,7 @@ static int o_n = 100, o_slow = 0, o_inflight = 128, o_window = 0, o_depth = 1;
 static int o_channels = 0;	/* 0: one, and "%d" in the path is the connection's number */
 static long o_m = 100, o_size = 200;
 static double o_reconnect = -1;	/* milliseconds; negative: a connection that ends is not made again */
-static double o_rate = 0, o_settle = 1.0, o_drain = 5.0, o_conn_timeout = 60;
+static double o_rate = 0, o_settle = 1.0, o_drain = 5.0, o_conn_timeout = 60, o_seconds = 0;
 static int pids[MAX_PIDS], n_pids, aux_pids[MAX_PIDS], n_aux;
 static int own_pids[3 * MAX_PIDS + 1], n_own;	/* all that belongs to the run, this process included */
 
@@ -993,6 +993,14 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+static void count_expected(void)
+{
+	int i;
+	for (expected = deliveries, i = 0; i < o_n; i++)
+		if (conns[i].state == ST_STREAM || conns[i].sse)
+			expected += messages_of(channel_of(&conns[i]), o_m) - conns[i].got;
+}
+
 /* connect those whose time has come again */
 static void make_again(void)
 {
@@ -1059,7 +1067,7 @@ static void parse_redis(const char *s)
 static void usage(void)
 {
 	fputs("usage: fanout [options]   (README.md explains them)\n"
-	      "  --url URL --mode sse|ws|raw -n CONNS -m MESSAGES -s SIZE -r RATE\n"
+	      "  --url URL --mode sse|ws|raw -n CONNS -m MESSAGES -s SIZE -r RATE --seconds SEC\n"
 	      "  --redis HOST:PORT|unix:PATH --channel NAME | --post URL | --line HOST:PORT\n"
 	      "  --template TEXT --ctype TYPE --depth D --window W --settle SEC --drain SEC\n"
 	      "  --reconnect MS --slow K --inflight C --accept TYPE --ws-hello TEXT --connect-timeout SEC\n"
@@ -1077,7 +1085,7 @@ int main(int argc, char **argv)
 		{"slow", 1, 0, 'k'}, {"inflight", 1, 0, 'i'}, {"accept", 1, 0, 'A'}, {"ws-hello", 1, 0, 'H'},
 		{"pid", 1, 0, 'p'}, {"aux-pid", 1, 0, 'a'}, {"label", 1, 0, 'l'}, {"reconnect", 1, 0, 'B'},
 		{"connect-timeout", 1, 0, 'C'}, {"channels", 1, 0, 'K'}, {"own-pid", 1, 0, 'o'},
-		{"help", 0, 0, 'h'}, {0, 0, 0, 0}
+		{"seconds", 1, 0, 'X'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}
 	};
 	int ch, i, opened = 0, timer;
 	struct rlimit rl;
@@ -1108,6 +1116,7 @@ int main(int argc, char **argv)
 		case 'p': if (n_pids < MAX_PIDS) pids[n_pids++] = atoi(optarg); break;
 		case 'a': if (n_aux < MAX_PIDS) aux_pids[n_aux++] = atoi(optarg); break;
 		case 'o': if (n_own < MAX_PIDS) own_pids[n_own++] = atoi(optarg); break;
+		case 'X': o_seconds = atof(optarg); break;
 		case 'K': o_channels = atoi(optarg); break;
 		case 'l': o_label = optarg; break;
 		case 'B': o_reconnect = atof(optarg); break;
@@ -1178,14 +1187,14 @@ int main(int argc, char **argv)
 		if (conns[i].state == ST_STREAM || conns[i].sse) {
 			n_readers++;
 			channel_readers[channel_of(&conns[i])]++;
-			expected += messages_of(channel_of(&conns[i]), o_m);
 		}
+	count_expected();
 	int before_publish_closed = n_closed;
 
 	/* 3. publish and receive */
 	double srv_cpu0 = tree_cpu(pids, n_pids), aux_cpu0 = tree_cpu(aux_pids, n_aux);
 	double own_cpu0 = self_cpu(), run_cpu0 = tree_cpu(own_pids, n_own), mach_cpu0 = machine_cpu();
-	uint64_t bytes0 = bytes_in, calls0 = recv_calls, start = 0, deadline, t_pub_end = 0;
+	uint64_t bytes0 = bytes_in, calls0 = recv_calls, start = 0, deadline;
 	publishing = 1;
 	if (o_m && n_readers) {
 		pub_connect();
@@ -1214,8 +1223,10 @@ int main(int argc, char **argv)
 			last_delivery = now;
 		}
 		pub_flush();
-		if (published == (uint32_t)o_m && !t_pub_end)
-			t_pub_end = now;
+		if (o_seconds && now - start > o_seconds * 1e9 && published < (uint32_t)o_m) {
+			o_m = published;	/* that is all */
+			count_expected();
+		}
 		deadline = last_delivery + (uint64_t)(o_drain * 1e9);
 		if (now_ns() > deadline && (o_rate <= 0 || published == (uint32_t)o_m))
 			break;	/* nothing arrived for --drain seconds */
