@@ -19,9 +19,12 @@ from . import bars, crashes
 from .bars import Bar
 from .load import compile_programs
 from .machine import describe_machine
+from .plots import plot, sweeps
 from .ranking import all_servers, rank
 from .report import Report, comparison
 from .runs import Bench
+
+PLOTS_DIRECTORY = Path("docs/performance")
 
 Run = Callable[[Bench], Iterator[Bar]]
 T = TypeVar("T")
@@ -39,7 +42,7 @@ OTHER_RUNS = _by_name(bars.connects, bars.shared, crashes.storm, crashes.failure
 
 def main() -> int:
     options = _parser().parse_args()
-    rounds = options.pairs or (3 if options.run == "peers" else 8)
+    rounds = options.pairs or (3 if options.run in ("peers", "plots") else 8)
     bench = Bench(
         rounds,
         seconds=options.seconds,
@@ -68,6 +71,10 @@ def _take(options: argparse.Namespace, bench: Bench, report: Report) -> None:
     if options.run == "peers":
         known = {server.name: server for server in all_servers(options.mode)}
         report.standings.extend(rank(bench, _chosen(known, options.only)))
+    elif options.run == "plots":
+        known = {sweep.name: sweep for sweep in sweeps(bench.seconds)}
+        for sweep in _chosen(known, options.only):
+            report.costs.extend(plot(bench, sweep, PLOTS_DIRECTORY))
     elif options.run == "bars":
         for run in _chosen(BARS, options.only):
             report.take_bars(run.__name__, run(bench))
@@ -98,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
                     "The same load on each, one table: " + ", ".join(s.name for s in all_servers()) + ".",
                 ),
                 ("bars", f"What the hub is held to: {', '.join(BARS)}."),
+                ("plots", f"How cost grows: {PLOTS_DIRECTORY}/*.svg."),
                 *runs,
             ]
         ),
@@ -106,12 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         nargs="?",
         default="peers",
-        choices=["peers", "bars", *BARS, *OTHER_RUNS],
+        choices=["peers", "bars", "plots", *BARS, *OTHER_RUNS],
         metavar="WHAT",
         help="what to measure, see below (peers)",
     )
     add = parser.add_argument
-    add("--only", type=_names, default=[], metavar="A,B", help="only these servers, or bars")
+    add("--only", type=_names, default=[], metavar="A,B", help="only these servers, bars or plots")
     add("--mode", choices=["sse", "ws"], help="only the servers that speak this")
     add("--connections", "-n", type=_numbers, default=(), metavar="N,N", help="how many, one after the other")
     add("--pairs", type=int, metavar="N", help="how often each is measured (bars 8, otherwise 3)")

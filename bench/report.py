@@ -8,6 +8,7 @@ from typing import Any
 
 from .bars import Bar
 from .load import LoadError, Result
+from .plots import Cost
 from .ranking import Standing
 
 Cell = str | float | None
@@ -27,6 +28,7 @@ class Report:
     rows: list[Result]
     standings: list[Standing] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def take_bars(self, run: str, bars: Iterable[Bar]) -> None:
@@ -46,6 +48,8 @@ class Report:
             parts.append(_table(STANDING_HEADERS, map(_standing_cells, self.standings)))
         if self.bars:
             parts.append(_table(BAR_HEADERS, map(_bar_cells, self.bars)))
+        if self.costs:
+            parts.append(_table(COST_HEADERS, map(_cost_cells, self.costs)))
         return "\n\n".join([*parts, *self.problems]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
@@ -93,6 +97,13 @@ def _bar_cells(bar: Bar) -> list[Cell]:
         *(bar.run, bar.connections, bar.figure, bar.aim, bar.bound, bar.median),
         *(f"{_text(low)} to {_text(high)}", f"{len(bar.values)}{noisy}", bar.faults, bar.verdict),
     ]
+
+
+COST_HEADERS = ("plot", "x", "server", "µs of CPU for each delivery", "least", "most")
+
+
+def _cost_cells(cost: Cost) -> list[Cell]:
+    return [cost.sweep, cost.x, cost.server, cost.median, min(cost.values), max(cost.values)]
 
 
 def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:

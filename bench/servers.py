@@ -107,6 +107,10 @@ HUB_WITH_HISTORY = Server("hub-history", "gunicorn-realtime, with history", hub_
 GEVENT_WORKER = Server("gevent", "gunicorn's gevent worker", gevent_worker)
 
 
+def limit_with(channels: int) -> Server:
+    return Server("limit", f"limit, {channels} channels", partial(limit, channels))
+
+
 def hub_with(channels: int) -> Server:
     """The hub, whose client number I follows channel I modulo `channels`."""
     start = partial(hub, path=f"/sse/{CHANNEL}-%d", channel=f"{CHANNEL}-%d")
