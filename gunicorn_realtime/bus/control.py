@@ -14,7 +14,7 @@ class Disconnect:
     """End the connections that have all these labels and follow this channel.
 
     Args:
-        labels: Any connection has no labels at all.
+        labels: Where there are none, any connection matches.
         channel: Its name on the bus; None is any.
         code: Of a WebSocket's close frame.
     """
@@ -38,7 +38,12 @@ def decode(payload: bytes) -> Disconnect:
         ProtocolError: It is none of this version's.
     """
     try:
-        fields = json.loads(payload)["disconnect"]
-        return Disconnect(tuple(fields["labels"]), fields["channel"], fields["code"])
-    except (ValueError, RecursionError, LookupError, TypeError) as exc:
-        raise ProtocolError(f"a control message cannot be read: {exc!r}") from None
+        fields = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a control message is not JSON") from None
+    match fields:
+        case {"disconnect": {"labels": [*labels], "channel": None | str() as channel, "code": int(code)}} if (
+            all(isinstance(label, str) for label in labels) and may_be_sent(code)
+        ):
+            return Disconnect(tuple(labels), channel, code)
+    raise ProtocolError("a control message is none that this version knows")
