@@ -58,6 +58,11 @@ class Poll(Engine):
     def goodbye(self) -> bytes:
         return b"Content-Length: 0\r\n\r\n"
 
+    def disconnect(self, connection: Connection, code: int, reason: str) -> None:
+        connection.audience.leave(connection)
+        if not connection.is_answered:  # else it is about to end
+            super().disconnect(connection, code, reason)
+
     def received(self, connection: Connection, data: bytes) -> None:
         if connection.received > MAX_RECEIVED:
             connection.hub.close(connection, f"the client sent more than {MAX_RECEIVED} bytes")

@@ -139,6 +139,8 @@ class WebSocket(Engine):
             connection.hub.close(connection, f"the client sent more than {MAX_EARLY_SIZE} bytes too early")
 
     def is_gone(self, connection: Connection) -> bool:
+        if not connection.is_read:
+            return False  # it cannot be heard
         conversation = self._conversation(connection)
         is_heard, conversation.is_heard, conversation.pings = conversation.is_heard, False, 0
         return not is_heard
@@ -183,6 +185,11 @@ class WebSocket(Engine):
             self.disconnect(connection, CloseCode.UNSUPPORTED_DATA, "nothing is to be sent here")
             return
         data = conversation.prefix + data + conversation.suffix
+        if len(data) > (most := connection.hub.settings.message_size):
+            # No hub would take it from the bus.
+            reason = f"a message has {len(data)} bytes, more than {most}"
+            self.disconnect(connection, CloseCode.MESSAGE_TOO_BIG, reason)
+            return
         connection.audience.following.outbox.put(
             connection, [Outgoing(channel, data, is_binary=is_binary) for channel in conversation.publish]
         )

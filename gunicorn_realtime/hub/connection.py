@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 READ_SIZE = 16 * 1024  # bytes
 
-# What a client may ask for, or what joined messages are, and not read.
+# Answers that a client may ask for and not read.
 MAX_UNREAD_SIZE = 512 * 1024  # bytes
 
 
 class Lag:
     """What a connection needs while its client reads more slowly than messages come."""
 
-    __slots__ = ("data", "sent", "since", "watcher")
+    __slots__ = ("answers_size", "data", "sent", "since", "watcher")
 
     def __init__(self, watcher: Any, data: bytes, sent: int) -> None:
         self.watcher = watcher
         self.data = data  # shared with all that were sent the same
         self.sent = sent  # how much of it the kernel has
+        self.answers_size = 0  # bytes of it that the client has asked for
         self.since = time.monotonic()  # when the client last took something
 
 
@@ -86,15 +87,19 @@ class Connection:
         self.messages = 0
         self.received = 0  # bytes from the client
         self.opened = time.monotonic()
-        self.reader = hub.loop.io(fd, READ)
+        self.reader: Any = hub.loop.io(fd, READ)
         self.reader.start(self.on_readable)
 
     def send(self, data: bytes) -> None:
         """Send bytes that belong to no feed; if it lags, behind what is on its way already.
 
+        Nothing comes behind the last bytes of a connection that ends.
+
         Raises:
             OSError: The client is gone.
         """
+        if self.ending is not None:
+            return
         if self.lag is not None:
             self.lag.data += data
             return
@@ -113,8 +118,10 @@ class Connection:
             self.send(data)
         except OSError as exc:
             self.hub.close(self, left(exc))
-        if self.lag is not None and len(self.lag.data) - self.lag.sent > MAX_UNREAD_SIZE:
-            self.hub.close(self, "slow client")
+        if self.lag is not None:
+            self.lag.answers_size += len(data)
+            if self.lag.answers_size > MAX_UNREAD_SIZE:
+                self.hub.close(self, "slow client")
 
     def send_newest(self, feeds: list[Feed]) -> None:
         """Send the current value of channels that have one."""
@@ -198,7 +205,7 @@ class Connection:
         if data:
             self.messages += self._count(position)
             self.position = position
-            lag.data, lag.sent = data, 0
+            lag.data, lag.sent, lag.answers_size = data, 0, 0
             return
         self._stop_lagging(lag)
         if self.opening is None:
@@ -268,6 +275,10 @@ class Connection:
         self.received += len(data)
         if self.ending is None:
             self.audience.engine.received(self, data)
+
+    @property
+    def is_read(self) -> bool:
+        return bool(self.reader.active)
 
     def stop_reading(self) -> None:
         """Let the client wait: what it sends stays in the kernel."""

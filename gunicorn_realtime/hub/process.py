@@ -402,18 +402,28 @@ class Hub:
         """
         if connection.ending is not None or connection.fd < 0:
             return
+        if not connection.is_open:
+            self._turn_away(connection, reason)
+            return
         connection.audience.leave(connection)
         self._wait_no_longer(connection)
-        connection.ending = reason
-        self.ending[connection] = time.monotonic() + CLOSE_TIMEOUT
         try:
             connection.send(farewell)
         except OSError:
             self.close(connection, reason)
             return
+        connection.ending = reason
+        self.ending[connection] = time.monotonic() + CLOSE_TIMEOUT
         connection.read_on()
         if connection.lag is None:
             self.shut_down(connection)
+
+    def _turn_away(self, connection: Connection, reason: str) -> None:
+        """Refuse a connection whose response has not begun."""
+        handover = connection.opening
+        assert handover is not None
+        _refuse(self._remove(connection), handover)
+        self._log_end(connection, reason)
 
     def shut_down(self, connection: Connection) -> None:
         """Tell a client that nothing more comes. Only we have its socket by now."""
@@ -571,9 +581,10 @@ class Hub:
         for feed, audiences in gone.items():
             feed.audiences = [audience for audience in feed.audiences if audience not in audiences]
         self.audiences = defaultdict(dict, {key: some for key, some in self.audiences.items() if some})
+        used_followings = {following for _, following in self.audiences}
         for address, following in list(self.followings.items()):
             following.unfollow_idle(now - LINGER)
-            if not following.feeds and address != self.announced:
+            if not following.feeds and following not in used_followings and address != self.announced:
                 del self.followings[address]
                 following.close()
         used = {engine for engine, _ in self.audiences}
@@ -600,9 +611,8 @@ class Hub:
     def _say_goodbye(self, connection: Connection) -> None:
         if connection.fd < 0:
             return  # it has left while others were told
-        if connection.opening is not None and not connection.is_open:
-            opening = connection.opening
-            _refuse(self._remove(connection), opening)
+        if not connection.is_open:
+            self._turn_away(connection, "the hub stopped")
             return
         if connection not in self.told:
             self.told.add(connection)

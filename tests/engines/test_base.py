@@ -30,6 +30,12 @@ def test_unknown_engine_is_named_with_those_that_there_are(name):
         ("sse", {"retry": 5}),
         ("sse", {"retry": [1, 2, 3]}),
         ("poll", {"timeout": "long"}),
+        ("websocket", {"heartbeat": "often"}),
+        ("websocket", {"heartbeat": 0}),
+        ("websocket", {"heartbeat": float("nan")}),
+        ("websocket", {"max_size": None}),
+        ("websocket", {"deflate": 15}),
+        ("websocket", {"deflate": [9, 9]}),
     ],
     ids=str,
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.bus.client import Outgoing
 from gunicorn_realtime.bus.message import Message
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.hub.connection import Connection
@@ -27,6 +28,16 @@ BUS = BusAddress("local:/nowhere")
 TIMEOUT = 20.0  # seconds; far more than a slow machine needs
 
 
+class Sent:
+    """Stands in for `Outbox`, which would need a greenlet: keeps what clients publish."""
+
+    def __init__(self) -> None:
+        self.messages: list[Outgoing] = []
+
+    def put(self, connection: Connection, messages: Iterable[Outgoing]) -> None:
+        self.messages += messages
+
+
 class Bus:
     """Stands in for `Following`, which would connect: it confirms channels when the test says so."""
 
@@ -38,6 +49,7 @@ class Bus:
         self.idle: dict[Feed, float] = {}
         self.is_in_reach = True
         self.epoch: str | None = None
+        self.outbox = Sent()
 
     def follow(self, channel: Channel) -> Feed:
         feed = self.feeds.get(channel.name)
@@ -52,9 +64,9 @@ class Bus:
         for feed in self.feeds.values():
             self.hub.confirm(feed)
 
-    def publish(self, channel: str, data: bytes) -> None:
+    def publish(self, channel: str, data: bytes, *, is_binary: bool = False) -> None:
         if channel in self.feeds:
-            self.fanout.append(self.feeds[channel], Message(channel, data))
+            self.fanout.append(self.feeds[channel], Message(channel, data, is_binary=is_binary))
             self.hub.delivered()
 
     def unfollow_idle(self, before: float) -> None:
