@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from ..bus.client import Outgoing
 from ..errors import BusUnavailable
+from .feed import OVERHEAD
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -48,7 +49,7 @@ class Outbox:
     def put(self, connection: Connection, messages: Iterable[Outgoing]) -> None:
         for message in messages:
             self._queue.append((connection, message))
-            self._size += len(message.data)
+            self._size += _cost(message)
         self._filled.set()
         if self._size > MAX_SIZE:
             self._held.add(connection)
@@ -71,7 +72,7 @@ class Outbox:
         size = 0
         while self._queue and len(batch) < BATCH and size < BATCH_SIZE:
             batch.append(self._queue.popleft())
-            size += len(batch[-1][1].data)
+            size += _cost(batch[-1][1])
         self._size -= size
         return batch
 
@@ -87,9 +88,17 @@ class Outbox:
         else:
             return
         for connection in dict.fromkeys(connection for connection, _ in batch):
-            self._failed(connection, reason)
+            try:
+                self._failed(connection, reason)
+            except Exception:
+                logger.exception("A client could not be told that %s", reason)
 
     def _release(self) -> None:
         held, self._held = self._held, set()
         for connection in held:
             connection.read_on()
+
+
+def _cost(message: Outgoing) -> int:
+    """Return what a message takes while it waits, in bytes: also empty ones add up."""
+    return len(message.data) + OVERHEAD
