@@ -100,7 +100,9 @@ class Conf:
     @property
     def origins(self) -> tuple[str, ...]:
         """Other sites whose pages may open a WebSocket, as in CSRF_TRUSTED_ORIGINS."""
-        return tuple(self._get("ORIGINS"))
+        origins = self._get("ORIGINS")
+        # A server runs no checks, and a "*" among the letters of one text would let everybody in.
+        return (origins,) if isinstance(origins, str) else tuple(origins)
 
     def _get(self, key: str) -> Any:
         return self._setting().get(key, DEFAULTS[key])

@@ -39,13 +39,16 @@ def disconnect(
         using: The database whose transaction counts.
 
     Raises:
-        ValueError: Nothing is given, or the code may not be sent.
+        ValueError: Nothing is given, a user without a primary key, or a code that may not be sent.
         ChannelNameError: No channel can have that name.
         BusUnavailable: The bus did not answer. Not raised while a transaction is open.
     """
     labels = []
     if user is not None:
-        labels.append(_user_label(getattr(user, "pk", user)))
+        key = getattr(user, "pk", user)
+        if key is None:
+            raise ValueError(f"{user!r} has no primary key: it was never saved, or is deleted by now")
+        labels.append(_user_label(key))
     if session is not None:
         labels.append(_session_label(session))
     if not labels and channel is None:

@@ -112,8 +112,8 @@ def websocket(
     prefix: str | TextFunction = "",
     suffix: str | TextFunction = "",
     envelope: Literal["json"] | None = None,
-    subprotocols: Sequence[str] = (),
-    origins: Iterable[str] = (),
+    subprotocols: str | Iterable[str] = (),
+    origins: str | Iterable[str] = (),
     max_size: int = MAX_RECEIVED_SIZE,
     compress: bool = True,
     lifetime: Lifetime = None,
@@ -145,6 +145,8 @@ def websocket(
     """
     followed_of, published_of = _names_of(subscribe), _names_of(publish)
     prefix_of, suffix_of = text_function(prefix), text_function(suffix)
+    # Of one name without a list around it, each letter would count, and "*" among them.
+    spoken, trusted = _tuple_of(subprotocols), _tuple_of(origins)
     if envelope not in (None, "json"):
         raise ValueError(f'envelope={envelope!r} is neither None nor "json"')
 
@@ -154,7 +156,7 @@ def websocket(
             handshake = read_handshake("GET", version, request.headers, may_compress=compress)
         except HandshakeError as exc:
             return _plain(exc.status, f"This is a WebSocket: {exc}.\n", exc.headers)
-        if not is_welcome(request, origins):
+        if not is_welcome(request, trusted):
             return _plain(403, "Pages of this origin may not open the WebSocket.\n")
         followed = channels_of(followed_of(request, **kwargs))
         published = channels_of(published_of(request, **kwargs))
@@ -180,7 +182,7 @@ def websocket(
             labels_of(request),
             _expiry(lifetime, request, kwargs),
         )
-        return OffloadResponse(request, offload, status=101, headers=_upgrade(handshake, subprotocols))
+        return OffloadResponse(request, offload, status=101, headers=_upgrade(handshake, spoken))
 
     channels = [subscribe] if isinstance(subscribe, str) or callable(subscribe) else list(subscribe)
     return csrf_exempt(require_GET(_named(view, "websocket", "WebSocket", channels)))
@@ -192,6 +194,10 @@ def _named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFu
     view.__name__ = view.__qualname__ = f"{name}({named})"
     view.__doc__ = f"{kind} of {named}."
     return view
+
+
+def _tuple_of(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _names_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunction:

@@ -23,6 +23,8 @@ def ids(settings, **values) -> list[str]:
         {"CHANNELS": {}},
         {"CHANNELS": {"*": {"history": 0, "ttl": 0}, "news": {"history": 100_000, "ttl": 0.5}}},
         {"CHANNELS": {"a*": {"slow_client": "latest"}, "b": {"slow_client": SlowClient.RESUME}, "c": {}}},
+        {"ORIGINS": ["https://example.com", "http://*.example.com:8000", "HTTPS://x", "*"]},
+        {"ORIGINS": ()},
         {"PREFIX": "site:", "BUS_TIMEOUT": 1, "HEARTBEAT": 0.5, "RETRY": [0, 2.5], "MAX_MESSAGE_SIZE": 1},
     ],
 )
@@ -51,6 +53,12 @@ def test_right_settings_have_no_errors(settings, values):
         ("RETRY", (1, float("inf")), "E007"),
         ("MAX_MESSAGE_SIZE", 0, "E008"),
         ("MAX_MESSAGE_SIZE", 1.5, "E008"),
+        ("ORIGINS", None, "E015"),
+        ("ORIGINS", "https://example.com", "E015"),
+        ("ORIGINS", ["example.com"], "E015"),
+        ("ORIGINS", ["https://example.com/"], "E015"),
+        ("ORIGINS", ["https://"], "E015"),
+        ("ORIGINS", [7], "E015"),
         ("CHANNELS", None, "E009"),
         ("CHANNELS", ["news"], "E009"),
         ("CHANNELS", {"news": 100}, "E009"),
@@ -143,6 +151,14 @@ def test_each_wrong_pattern_is_reported(settings):
         "REALTIME[\"CHANNELS\"]['rt:c*'] can match no channel: "
         "channel 'rt:c*': names that begin with 'rt:' are reserved.",
     ]
+
+
+def test_each_wrong_origin_is_reported(settings):
+    settings.REALTIME = {"ORIGINS": ["a.example", "https://b.example", "c.example"]}
+
+    messages = [error.msg for error in run_checks(tags=["realtime"])]
+
+    assert messages == [f"REALTIME[\"ORIGINS\"]: '{name}.example' is no origin." for name in "ac"]
 
 
 def deploy_ids() -> list[str]:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from io import BytesIO, StringIO
-from wsgiref.util import setup_testing_defaults
 
 import pytest
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
-from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
 from django.test import AsyncClient, RequestFactory
 from django.urls import path, reverse
@@ -15,8 +12,8 @@ from django.urls import path, reverse
 import django_realtime as realtime
 from django_realtime.conf import conf
 from gunicorn_realtime.bus.channel import Channel, SlowClient
-from gunicorn_realtime.plumbing.offload import ENVIRON_KEY, Offload
-from tests.django_realtime.conftest import run_async
+from gunicorn_realtime.plumbing.offload import Offload
+from tests.django_realtime.conftest import Server, names, run_async
 
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
 
@@ -41,58 +38,6 @@ urlpatterns = [
     path("decorated", login_not_required(realtime.sse("news"))),
     path("page", page),
 ]
-
-
-class Server:
-    """A WSGI server as far as Django sees it, which can take connections over or not."""
-
-    def __init__(self, *, offloads: bool) -> None:
-        self.application = WSGIHandler()
-        self.offloads = offloads
-        self.offloaded: list[Offload] = []
-
-    def offload(self, offload):
-        self.offloaded.append(offload)
-        return []
-
-    def get(self, path: str, method: str = "GET", **environ) -> HttpResponse:
-        path, _, query = path.partition("?")
-        environ = {
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REQUEST_METHOD": method,
-            "SERVER_SOFTWARE": "gunicorn/27.0",
-            "wsgi.errors": StringIO(),
-            "wsgi.input": BytesIO(),
-            **environ,
-        }
-        setup_testing_defaults(environ)
-        if self.offloads:
-            environ[ENVIRON_KEY] = self.offload
-        head: dict = {}
-
-        def start_response(status, headers, exc_info=None):
-            head.update(status=int(status.split()[0]), headers=dict(headers))
-
-        body = self.application(environ, start_response)
-        assert not self.offloaded  # nothing happens before the server asks for the body
-        response = HttpResponse(b"".join(body), **head)
-        body.close()
-        return response
-
-
-def names(offload: Offload) -> list[str]:
-    return [channel.name for channel in offload.followed]
-
-
-@pytest.fixture
-def hub_server() -> Server:
-    return Server(offloads=True)
-
-
-@pytest.fixture
-def other_server() -> Server:
-    return Server(offloads=False)
 
 
 def test_stream_is_offloaded_when_the_server_asks_for_the_body(hub_server, settings):
