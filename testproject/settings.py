@@ -23,6 +23,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
@@ -44,6 +45,9 @@ CACHES = {
         "LOCATION": BASE_DIR / "testproject.cache",
     }
 }
+
+# Who has joined the chat is in a signed cookie, which needs no table.
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 
 STATIC_URL = "static/"
 TIME_ZONE = "UTC"

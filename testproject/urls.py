@@ -10,6 +10,11 @@ from . import views
 urlpatterns = [
     path("", TemplateView.as_view(template_name="index.html"), name="index"),
     path("style.css", TemplateView.as_view(template_name="style.css", content_type="text/css"), name="style"),
+    path(
+        "follow.js",
+        TemplateView.as_view(template_name="follow.js", content_type="text/javascript"),
+        name="follow-js",
+    ),
     path("ping", views.ping),
     # One channel.
     path("news", TemplateView.as_view(template_name="news.html"), name="news"),
@@ -19,4 +24,21 @@ urlpatterns = [
     path("channels", views.channels, name="channels"),
     path("channels/publisher", views.publisher, name="publisher"),
     path("events/<int:n>", realtime.sse("channel_{n}"), name="channel-events"),
+    # Both directions, and the session says who it is.
+    path("chat", views.chat, name="chat"),
+    path("chat/name", views.set_name, name="chat-name"),
+    path(
+        "ws/chat",
+        views.if_joined(
+            realtime.websocket("chat", publish="chat", prefix=views.name_prefix, envelope="json")
+        ),
+        name="chat-socket",
+    ),
+    # In by one channel, out by another; `manage.py invert` stands between the two.
+    path("inverted", TemplateView.as_view(template_name="inverted.html"), name="inverted"),
+    path(
+        "ws/inverted",
+        realtime.websocket("inverted-out", publish="inverted-in", envelope="json"),
+        name="inverted-socket",
+    ),
 ]

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from collections.abc import Callable
+from functools import wraps
+
+from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
 import django_realtime as realtime
 
 from . import random_publisher
+
+View = Callable[..., HttpResponseBase]
+
+MAX_NAME_LENGTH = 30  # characters
 
 
 def ping(request: HttpRequest) -> HttpResponse:
@@ -38,3 +46,32 @@ def publisher(request: HttpRequest) -> HttpResponse:
     else:
         random_publisher.stop()
     return HttpResponse(status=204)
+
+
+def chat(request: HttpRequest) -> HttpResponse:
+    context = {"name": request.session.get("name"), "max_length": MAX_NAME_LENGTH}
+    return render(request, "chat.html" if context["name"] else "join.html", context)
+
+
+@require_POST
+def set_name(request: HttpRequest) -> HttpResponse:
+    """Join the chat, or leave it with no name."""
+    request.session["name"] = " ".join(request.POST.get("name", "").split())[:MAX_NAME_LENGTH]
+    return redirect("chat")
+
+
+def if_joined(view: View) -> View:
+    """Answer 403 to who has no name: opening a WebSocket is a request as any other."""
+
+    @wraps(view)
+    def wrapper(request: HttpRequest, **kwargs: object) -> HttpResponseBase:
+        if not request.session.get("name"):
+            return HttpResponseForbidden("Join the chat first.\n", content_type="text/plain")
+        return view(request, **kwargs)
+
+    return wrapper
+
+
+def name_prefix(request: HttpRequest) -> str:
+    """Return what the hub puts before each message of this visitor, who can't choose another name."""
+    return f"{request.session['name']}: "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from django.urls import reverse
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Route, WebSocketRoute, expect
 
 import django_realtime as realtime
+from django_realtime.inline import CURSOR
 from testproject.settings import REALTIME as DEMO
 
 
@@ -108,3 +112,137 @@ def test_channels_publisher_starts_and_stops(live_server, page: Page, settings, 
     page.get_by_role("button", name="Stop publishing").click()
 
     expect(page.get_by_role("button", name="Start publishing")).to_be_visible()
+
+
+# The chat. A live test server has no WebSockets, so these pages speak to one of Playwright's.
+
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+class Hub:
+    """Takes the WebSockets of a page: sends each its messages, and closes all but the last.
+
+    What the page sends comes back to it, with a name before it.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.messages: list[list[dict[str, object]]] = []
+        self.cursors: list[str] = []  # where each was to begin
+        page.route_web_socket("**/ws/*", self._open)
+
+    def _open(self, socket: WebSocketRoute) -> None:
+        socket.on_message(lambda text: socket.send(json.dumps(message(None, f"Ada: {text}"))))
+        self.cursors.append(socket.url.partition("?since=")[2])
+        for sent in self.messages.pop(0) if self.messages else []:
+            socket.send(json.dumps(sent))
+        if self.messages:
+            socket.close(code=1001)
+
+
+@pytest.fixture
+def hub(page: Page) -> Hub:
+    return Hub(page)
+
+
+def message(
+    id: str | None, data: object, event: str | None = None, channel: str | None = "chat"
+) -> dict[str, object]:
+    return {"id": id, "channel": channel, "event": event, "data": data}
+
+
+def join(page: Page, url: str, name: str = "Ada") -> None:
+    page.goto(url + reverse("chat"))
+    page.get_by_label("Your name").fill(name)
+    page.get_by_role("button", name="Join").click()
+
+
+def test_chat_shows_messages_as_text(live_server, page: Page, hub: Hub):
+    hub.messages = [[message("e-1", "Bob: one"), message("e-2", "Bob: <b>two</b>")]]
+
+    join(page, live_server.url)
+
+    expect(page.locator("#messages li span")).to_have_text(["Bob: <b>two</b>", "Bob: one"])
+
+
+def test_chat_sends_what_is_written_and_shows_what_comes_back(live_server, page: Page, hub: Hub):
+    join(page, live_server.url)
+
+    page.get_by_label("Message").fill("hello")
+    page.get_by_role("button", name="Send").click()
+
+    expect(page.get_by_label("Message")).to_have_value("")
+    expect(page.locator("#messages li span")).to_have_text(["Ada: hello"])
+
+
+def test_chat_begins_where_the_page_was_made_and_goes_on_behind_the_last_id(
+    live_server, page: Page, hub: Hub
+):
+    hub.messages = [
+        [message("e-1", "one"), message(None, "of a channel without history")],
+        [message("e-2", None, event="cursor", channel=None)],
+        [message("e-3", "two")],
+    ]
+
+    join(page, live_server.url)
+
+    expected = ["two", "of a channel without history", "one"]
+    expect(page.locator("#messages li span")).to_have_text(expected)
+    begin, *cursors = hub.cursors
+    assert CURSOR.fullmatch(begin)
+    assert cursors == ["e-1", "e-2"]
+
+
+def test_chat_says_that_something_may_be_missing_and_goes_on_behind_it(live_server, page: Page, hub: Hub):
+    hole = {"channels": ["chat"], "reason": "expired"}
+    hub.messages = [
+        [message("e-7", hole, event="reset", channel=None)],
+        [message("e-8", "published by that name", event="reset")],
+    ]
+
+    join(page, live_server.url)
+
+    expected = ["published by that name", "Some messages may be missing here."]
+    expect(page.locator("#messages li span")).to_have_text(expected)
+    assert hub.cursors[1:] == ["e-7"]
+
+
+def test_chat_keeps_the_name_until_the_visitor_leaves(live_server, page: Page, hub: Hub):
+    join(page, live_server.url, "  Ada\tLovelace ")
+    expect(page.get_by_text("You are Ada Lovelace")).to_be_visible()
+
+    page.reload()
+    expect(page.get_by_text("You are Ada Lovelace")).to_be_visible()
+    page.get_by_role("button", name="Leave").click()
+
+    expect(page.get_by_label("Your name")).to_be_visible()
+
+
+def test_chat_under_a_server_without_websockets_says_what_to_run(live_server, page: Page):
+    join(page, live_server.url)
+
+    expect(page.get_by_text("manage.py runserver has no WebSockets")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("connecting")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+
+
+def test_chat_takes_only_who_has_a_name(client):
+    def open_socket() -> int:
+        return client.get(reverse("chat-socket"), headers=HANDSHAKE).status_code
+
+    assert open_socket() == 403
+    client.post(reverse("chat-name"), {"name": "Ada"})
+    assert open_socket() == 501  # the test client has no hub either
+    client.post(reverse("chat-name"), {"name": "  "})
+    assert open_socket() == 403
+
+
+def test_inverted_chat_says_what_turns_it_around(live_server, page: Page, hub: Hub):
+    page.goto(live_server.url + reverse("inverted"))
+
+    expect(page.get_by_text("python manage.py invert")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("open")
