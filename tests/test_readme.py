@@ -67,6 +67,12 @@ def test_links_lead_to_files_and_headings_that_exist():
     assert missing == []
 
 
+def test_guide_shows_the_websocket_client_that_the_demo_uses():
+    client = (ROOT / "testproject/templates/follow.js").read_text()
+
+    assert f"```javascript\n{client}```\n" in (ROOT / "docs/guide.md").read_text()
+
+
 def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
