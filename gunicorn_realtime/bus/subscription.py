@@ -145,6 +145,22 @@ class Subscription:
                 except (redis.RedisError, OSError) as exc:
                     raise self._broken_error(exc) from exc
 
+    def read_all(self) -> list[Reply]:
+        """Wait for what comes next, and return it with all that has come behind it.
+
+        Raises:
+            BusUnavailable: The connection is broken, or closed by us.
+        """
+        replies: list[Reply] = []
+        while not replies:
+            if (reply := self.read()) is not None:
+                replies.append(reply)
+        if self._replies is not None:
+            with self._reading:
+                while (response := self._replies.gets()) is not False:
+                    replies.append(_read_reply(response))
+        return replies
+
     def close(self) -> None:
         """Disconnect; a reader that waits is told so. May be called from any thread."""
         self._is_closed = True

@@ -103,7 +103,7 @@ class Audience:
         self.parts: tuple[Audience, ...] = ()  # the audiences of each single feed, while somebody is away
         self.runs: list[tuple[int, int]] | None = None  # None while settled
         self.cursor = 0
-        self.only: Message | None = None  # the only one of this broadcast, to the only connection
+        self.only: Message | None = None  # the only one of this broadcast, to few
         self.messages = 0  # that have come while the array was not empty, and the bytes they make
         self.bytes = 0
         self._batch_position = self._batch_until = -1
@@ -265,7 +265,7 @@ class Audience:
         self.runs = [(count, position)]
         # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
         self.cursor = (self.cursor + count // 3) % count
-        if count == 1:
+        if count <= DELIVERIES_BETWEEN_CLOCKS:
             self.only = message
         return True
 
@@ -273,13 +273,13 @@ class Audience:
         """Send what is new, until all have it or time is up; return whether all have it."""
         only, self.only = self.only, None
         last = self.last
-        if only is not None and len(self.fds) == 1 and not self.vacant:
-            # One connection and one message, as on a channel of a user's own.
-            self.runs = [(1, last)]
-            self._write(0, 1, self._encoded(only), ended)
+        assert self.runs is not None
+        if only is not None and self.runs[0][0] == len(self.fds) and not self.vacant:
+            # One message to a few, as on a channel of a room or of one user.
+            self.runs = [(len(self.fds), last)]
+            self._write(0, len(self.fds), self._encoded(only), ended)
             self._settle()
             return True
-        assert self.runs is not None
         while any(position < last for _, position in self.runs):
             count, position = self.runs.pop(0)
             data, key = self.batch(position)

@@ -31,6 +31,7 @@ from ..bus.client import (
     Pong,
     Publisher,
     Received,
+    Reply,
     Subscribed,
     Subscription,
     Unsubscribed,
@@ -60,6 +61,10 @@ TIMEOUT = 5.0  # seconds for one answer of the bus
 
 # The reader gives the loop a turn after so long, also when it always finds more to read.
 READ_SLICE = 0.002  # seconds
+
+# Waking up costs more than a message: what comes within this time of the last is taken together.
+COALESCE = 0.002  # seconds
+MANY_REPLIES = 64
 
 # Histories that are read in one command, and messages of each.
 CHANNELS_PER_READ = 256
@@ -98,6 +103,7 @@ class Following:
         self.feeds: dict[str, Feed] = {}
         self.idle: dict[Feed, float] = {}  # those that nobody follows any more, and since when
         self.local_bus: LocalBus | None = None
+        self.hubs_channel = address.hubs_channel
         self.own_channel = f"{address.prefix}rt:hub:{secrets.token_hex(8)}"
         self.epoch: str | None = None  # of the ids in the feeds
         self.frontier = 0  # the newest id up to which all has been seen
@@ -216,7 +222,7 @@ class Following:
                 feed.held = []  # what comes now comes after what we have missed
         self.tick_seen = time.monotonic()
         self._subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
-        subscription.subscribe([self.own_channel, self.address.hubs_channel, *self.feeds])
+        subscription.subscribe([self.own_channel, self.hubs_channel, *self.feeds])
 
     def _disconnect(self) -> None:
         subscription, self._subscription = self._subscription, None
@@ -230,27 +236,36 @@ class Following:
         assert subscription is not None
         loop = gevent.get_hub().loop
         turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
+        woken = 0.0
         while True:
-            reply = subscription.read()
+            replies = subscription.read_all()
+            last_woken, woken = woken, time.perf_counter()
             if loop.iteration != turn:  # the loop has had its turn while we waited
-                turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
-            match reply:
-                case Received():
-                    self._receive(reply.channel, reply.payload)
-                case Subscribed():
-                    self._subscribed(reply.channel)
-                case Pong():
-                    if reply.token in self._pings:
-                        self._pings[reply.token].set()
-                case Unsubscribed() | None:
-                    pass
-                case _:
-                    assert_never(reply)
-            if self.fanout.is_behind:
-                self._drained.clear()
-                self._drained.wait()
-            if time.perf_counter() > turn_ends:
-                gevent.sleep(0)
+                turn, turn_ends = loop.iteration, woken + READ_SLICE
+            for reply in replies:
+                self._take(reply)
+                if self.fanout.is_behind:
+                    self._drained.clear()
+                    self._drained.wait()
+                if time.perf_counter() > turn_ends:
+                    gevent.sleep(0)
+                    turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
+            if woken - last_woken < COALESCE and len(replies) < MANY_REPLIES:
+                gevent.sleep(COALESCE)
+
+    def _take(self, reply: Reply) -> None:
+        match reply:
+            case Received():
+                self._receive(reply.channel, reply.payload)
+            case Subscribed():
+                self._subscribed(reply.channel)
+            case Pong():
+                if reply.token in self._pings:
+                    self._pings[reply.token].set()
+            case Unsubscribed():
+                pass
+            case _:
+                assert_never(reply)
 
     def _subscribed(self, channel: str) -> None:
         feed = self.feeds.get(channel)
@@ -267,7 +282,7 @@ class Following:
         if channel == self.own_channel:
             self._tick_came(payload)
             return
-        if channel == self.address.hubs_channel:
+        if channel == self.hubs_channel:
             self._control_came(payload)
             return
         feed = self.feeds.get(channel)

@@ -244,14 +244,14 @@ class MemorySubscription:
         self._check()
         self.put(Pong(token))
 
-    def read(self) -> Reply:
+    def read_all(self) -> list[Reply]:
         while self.stalls or not self.replies:
             self._check()
             self.is_waiting = True
             self._changed.clear()
             self._changed.wait()
             self.is_waiting = False
-        return self.replies.popleft()
+        return [self.replies.popleft()]
 
     def put(self, reply: Reply) -> None:
         self.replies.append(reply)
