@@ -27,6 +27,7 @@ MAGIC = b"\xffRT1"
 MAX_HEADER_SIZE = 16 * 1024  # bytes
 
 STAMP = re.compile(rb"([0-9A-Za-z]{1,32}) ([0-9]{1,16}) ([0-9]{1,16})")
+CURSOR = re.compile(r"([0-9A-Za-z]{1,32})-([0-9]{1,16})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,12 @@ class Message:
         except KeyError:
             made = self._encodings[encoding] = encode(self)
             return made
+
+
+def parse_cursor(cursor: str) -> tuple[str, int] | None:
+    """Return the epoch and the id that a client's cursor names, or None if it can be none."""
+    match = CURSOR.fullmatch(cursor)
+    return (match[1], int(match[2])) if match else None
 
 
 def encode(data: bytes, event: str | None = None) -> bytes:

@@ -25,7 +25,7 @@ from ..bus.address import BusAddress
 from ..bus.channel import Channel
 from ..bus.client import Clock, Page, Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
 from ..bus.local import LocalBus, own_local_bus
-from ..bus.message import Message, Reset, decode
+from ..bus.message import Message, Reset, decode, parse_cursor
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
 from .feed import Feed
@@ -131,10 +131,9 @@ class Following:
 
     def position_of(self, cursor: str) -> int | None:
         """Return the position of a client's cursor, or None if it is none that we can continue from."""
-        epoch, _, digits = cursor.rpartition("-")
-        if not epoch or epoch != self.epoch or not (digits.isascii() and digits.isdigit()):
+        epoch, id_ = parse_cursor(cursor) or (None, 0)
+        if epoch is None or epoch != self.epoch:
             return None
-        id_ = int(digits[:20])
         if id_ > max(self.frontier, self.fanout.id_of(self.fanout.key)) + 1_000_000:
             return None
         return self.fanout.behind(id_)
