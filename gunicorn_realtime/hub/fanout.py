@@ -145,6 +145,8 @@ class Audience:
             self.fds[index] = last_fd
             if last_fd != VACANT:
                 self.connections[last_fd].index = index
+        if self.cursor >= len(self.fds):
+            self.cursor = 0
 
     def _position(self, index: int) -> int:
         if self.runs is None:
@@ -172,7 +174,7 @@ class Audience:
         if count == 1:
             self.only = message
         elif count:
-            # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
+            # Whoever was first is not first again.
             self.cursor = (self.cursor + len(self.fds) // 3) % len(self.fds)
         return True
 
