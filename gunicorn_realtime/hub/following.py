@@ -269,11 +269,20 @@ class Following:
             raise BusUnavailable(f"a message on {feed.channel!r} did not come")
 
     def _tick_came(self, payload: bytes) -> None:
+        """All that was published before a tick has come.
+
+        Raises:
+            BusUnavailable: The bus has begun anew: connect again, and say so.
+        """
         epoch, _, digits = payload.decode().partition(" ")
         self.tick_seen = time.monotonic()
-        if epoch == self.epoch and not self._unread:
+        if self._unread or self._interrupted:
+            return  # reading histories meets the clock as well
+        if epoch == self.epoch:
             self.frontier = int(digits)
             self.fanout.advance(self.frontier)
+        elif any(feed.keeps and feed.is_confirmed for feed in self.feeds.values()):
+            raise BusUnavailable(f"its epoch is {epoch}, no longer {self.epoch}")
 
     def _ask(self) -> None:
         """Tell the bus what is followed and what not, many channels in one command."""

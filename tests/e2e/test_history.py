@@ -292,6 +292,16 @@ def test_flushed_redis_is_noticed(plain, redis_server):
     flow.stop()
 
 
+def test_flushed_redis_is_noticed_also_while_nothing_is_published(plain, redis_server):
+    server = plain(bus=redis_server.url)
+    with SSEClient(server.address, "/sse/news" + KEPT) as client:
+        client.read_until(lambda: client.last_event_id)
+
+        redis_server.cli("flushall")
+
+        assert client.next_event().event == "reset"
+
+
 def test_plain_messages_are_live_only(plain, redis_server):
     server = plain(bus=redis_server.url)
     flow = KeptFlow(server)
