@@ -13,7 +13,8 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import assert_never
 
@@ -144,8 +145,17 @@ class Following:
         Raises:
             BusUnavailable: The bus refused or was too slow.
         """
+        with self._commanding() as publisher:
+            return publisher.read_after(list(channels), id, MESSAGES_PER_READ)
+
+    @contextmanager
+    def _commanding(self) -> Iterator[Publisher]:
+        """Speak to the bus. It is told how far we have seen it, for it may come back from an older state."""
         with self._commands:
-            return self._publisher.read_after(list(channels), id, MESSAGES_PER_READ)
+            if self.epoch is not None:
+                newest = max([self.frontier, *(feed.last_id for feed in self.feeds.values())])
+                self._publisher.note_seen(Clock(self.epoch, newest))
+            yield self._publisher
 
     def close(self) -> None:
         gevent.killall(self._greenlets)
@@ -330,8 +340,8 @@ class Following:
 
     def _read_new(self, subscription: Subscription, feeds: list[Feed]) -> None:
         """Begin feeds with what the bus has kept."""
-        with self._commands:
-            snapshot = self._publisher.snapshot([feed.rules for feed in feeds])
+        with self._commanding() as publisher:
+            snapshot = publisher.snapshot([feed.rules for feed in feeds])
         self._await_all_before(subscription)
         self._meet_clock(subscription, snapshot.clock)
         fanout = self.fanout
@@ -472,8 +482,8 @@ class Following:
     def _begin_anew(self, subscription: Subscription, clock: Clock) -> None:
         """The bus has lost its memory: so do we, and say so to everybody who relied on it."""
         latest = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed and feed.is_latest]
-        with self._commands:
-            snapshot = self._publisher.snapshot([feed.rules for feed in latest])
+        with self._commanding() as publisher:
+            snapshot = publisher.snapshot([feed.rules for feed in latest])
         if snapshot.clock.epoch != clock.epoch:
             raise BusUnavailable(f"its epoch is {snapshot.clock.epoch}, no longer {clock.epoch}")
         clock = snapshot.clock
@@ -510,8 +520,8 @@ class Following:
         if subscription is None:
             return
         try:
-            with self._commands:
-                self._publisher.tick(self.own_channel)
+            with self._commanding() as publisher:
+                publisher.tick(self.own_channel)
         except BusUnavailable as exc:
             logger.warning("The bus's clock could not be advanced: %s", exc)
         silence = time.monotonic() - self.tick_seen

@@ -179,6 +179,10 @@ class MemoryPublisher:
 
         return self._ask(tick, step=1)
 
+    def note_seen(self, clock: Clock) -> None:
+        if clock.epoch == self._seen.epoch and clock.id > self._seen.id:
+            self._seen = clock
+
     def close(self) -> None:
         pass
 
