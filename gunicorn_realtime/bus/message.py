@@ -43,14 +43,6 @@ class Stamp:
         return f"{self.epoch}-{self.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The notice of a hole: messages are missing for good."""
-
-    reason: str
-    cursor: str | None  # from which on nothing is missing
-
-
 @dataclass(slots=True, eq=False)
 class Message:
     """One message of one channel, as a hub holds it.
@@ -60,20 +52,24 @@ class Message:
         data: What was published.
         event: The event's name, for engines that know such a thing.
         stamp: Its place in the channel's history, if that is kept.
-        reset: Stands in a feed for what is missing there; none ever comes from the bus.
+        reset: Stands in a feed for what is missing there, and says why; none ever comes from the bus.
     """
 
     channel: str
     data: bytes
     event: str | None = None
     stamp: Stamp | None = None
-    reset: Reset | None = None
+    reset: str | None = None
     _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def id(self) -> int:
         """Its id, or 0 where its channel gives none."""
         return self.stamp.id if self.stamp else 0
+
+    def without_id(self) -> Message:
+        """Return the same message as one that moves no cursor."""
+        return Message(self.channel, self.data, self.event)
 
     def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
         """Return `encode(self)`, made once for each `encoding`."""

@@ -13,6 +13,7 @@ import logging
 import random
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
@@ -24,9 +25,19 @@ from gevent.lock import BoundedSemaphore
 
 from ..bus.address import BusAddress
 from ..bus.channel import Channel
-from ..bus.client import Clock, Page, Pong, Publisher, Received, Subscribed, Subscription, Unsubscribed
+from ..bus.client import (
+    Clock,
+    Page,
+    Pong,
+    Publisher,
+    Received,
+    Snapshot,
+    Subscribed,
+    Subscription,
+    Unsubscribed,
+)
 from ..bus.local import LocalBus, own_local_bus
-from ..bus.message import Message, Reset, decode, parse_cursor
+from ..bus.message import Message, decode
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
 from .feed import Feed
@@ -88,6 +99,7 @@ class Following:
         self._unsubscribe: list[str] = []
         self._unread: dict[Feed, None] = {}  # subscribed to, and their history not read yet
         self._interrupted: set[Feed] = set()  # to be subscribed to again, before any of them goes on
+        self._clock_calls: list[Callable[[], None]] = []
         self._pings: dict[bytes, Event] = {}
         self._wanted = Event()
         self._to_read = Event()
@@ -130,14 +142,15 @@ class Following:
         id_ = self.fanout.id_of(position)
         return f"{self.epoch}-{id_}" if self.epoch and id_ else None
 
-    def position_of(self, cursor: str) -> int | None:
-        """Return the position of a client's cursor, or None if it is none that we can continue from."""
-        epoch, id_ = parse_cursor(cursor) or (None, 0)
-        if epoch is None or epoch != self.epoch:
-            return None
-        if id_ > max(self.frontier, self.fanout.id_of(self.fanout.key)) + 1_000_000:
-            return None
-        return self.fanout.behind(id_)
+    @property
+    def seen(self) -> int:
+        """The newest id up to which all that concerns the feeds has come."""
+        return self.fanout.id_of(self.fanout.key)
+
+    def call_at_clock(self, call: Callable[[], None]) -> None:
+        """Call when everything has come that was published before now."""
+        self._clock_calls.append(call)
+        self._to_read.set()
 
     def read_after(self, channels: Iterable[Channel], id: int) -> Page:
         """Read a page of histories behind an id; blocks the greenlet.
@@ -148,15 +161,6 @@ class Following:
         with self._commanding() as publisher:
             return publisher.read_after(list(channels), id, MESSAGES_PER_READ)
 
-    @contextmanager
-    def _commanding(self) -> Iterator[Publisher]:
-        """Speak to the bus. It is told how far we have seen it, for it may come back from an older state."""
-        with self._commands:
-            if self.epoch is not None:
-                newest = max([self.frontier, *(feed.last_id for feed in self.feeds.values())])
-                self._publisher.note_seen(Clock(self.epoch, newest))
-            yield self._publisher
-
     def close(self) -> None:
         gevent.killall(self._greenlets)
         if self._subscription is not None:
@@ -164,6 +168,14 @@ class Following:
         self._publisher.close()
         if self.local_bus is not None:
             self.local_bus.close()
+
+    @contextmanager
+    def _commanding(self) -> Iterator[Publisher]:
+        """Speak to the bus, which is told how far we have seen it: it may have come back from an older state."""
+        with self._commands:
+            if self.epoch is not None:
+                self._publisher.note_seen(Clock(self.epoch, self.seen))
+            yield self._publisher
 
     # Greenlets.
 
@@ -321,7 +333,7 @@ class Following:
             self._to_read.clear()
             subscription = self._subscription
             feeds = list(self._unread)
-            if subscription is None or not feeds or self._interrupted:
+            if subscription is None or self._interrupted or not (feeds or self._clock_calls):
                 continue
             try:
                 known = [feed for feed in feeds if feed.is_confirmed]
@@ -335,40 +347,57 @@ class Following:
             except Exception:
                 logger.exception("Reading histories failed")
                 subscription.close()
-            if self._unread:
+            if self._unread or self._clock_calls:
                 self._to_read.set()
 
     def _read_new(self, subscription: Subscription, feeds: list[Feed]) -> None:
-        """Begin feeds with what the bus has kept."""
+        """Begin feeds with what the bus has kept; everything before it has come, also for who only waits for that."""
+        count = len(self._clock_calls)
         with self._commanding() as publisher:
             snapshot = publisher.snapshot([feed.rules for feed in feeds])
         self._await_all_before(subscription)
         self._meet_clock(subscription, snapshot.clock)
-        fanout = self.fanout
+        self.fanout.advance(snapshot.clock.id)
         for feed in feeds:
-            if self._unread.pop(feed, feed) is feed:
-                continue  # nobody follows it any more
-            log = snapshot.logs[feed.channel]
-            feed.last = feed.floor = fanout.behind(log.floor)
-            feed.last_id = 0
-            for message in log.entries:
-                assert message.stamp
-                feed.append(fanout.key_of(message.stamp.id), message, fanout.feed_size)
-            feed.last_id = max(feed.last_id, snapshot.clock.id)
-            self._begin_with_held(feed)
-        fanout.advance(snapshot.clock.id)
+            if feed in self._unread:  # else nobody follows it any more
+                self._begin(feed, snapshot)
+        calls, self._clock_calls = self._clock_calls[:count], self._clock_calls[count:]
+        for call in calls:
+            call()
         for feed in feeds:
             if feed.held is None:
                 self.confirm(feed)
 
+    def _begin(self, feed: Feed, snapshot: Snapshot) -> None:
+        """Begin a feed, of which nobody has been sent anything, with its history and what came meanwhile."""
+        fanout = self.fanout
+        self._load(feed, snapshot)
+        del self._unread[feed]
+        held, feed.held = feed.held or [], None
+        for message in held:
+            # What has no id is for those who were there when it came, and nobody was.
+            if message.stamp and message.stamp.epoch == self.epoch and message.id > feed.last_id:
+                self._check(feed, message)
+                feed.append(fanout.key_of(message.id), message, fanout.feed_size)
+                fanout.advance(message.id)
+                fanout.touched.add(feed)
+
+    def _load(self, feed: Feed, snapshot: Snapshot) -> None:
+        """Fill a feed with what the bus has kept of it."""
+        fanout, log = self.fanout, snapshot.logs[feed.channel]
+        feed.clear(min(fanout.behind(log.floor), fanout.key))
+        for message in log.entries:
+            feed.append(fanout.key_of(message.id), message, fanout.feed_size)
+        feed.last_id = snapshot.clock.id
+
     def _read_missed(self, subscription: Subscription, feeds: list[Feed]) -> None:
         """Continue feeds after the connection was lost; who follows them gets what was missed, or a reset."""
-        gaps: dict[Feed, int] = {}  # and the id up to which messages are missing
-        messages: list[tuple[Feed, Message]] = []
+        missed: list[tuple[Feed, Message]] = []
+        holes: defaultdict[int, list[Feed]] = defaultdict(list)  # by the id up to which messages are missing
         clock_ids: dict[Feed, int] = {}
         for start in range(0, len(feeds), CHANNELS_PER_READ):
             part = feeds[start : start + CHANNELS_PER_READ]
-            position = min(self._seen_of(feed) for feed in part)
+            position = self.seen
             while True:
                 page = self.read_after([feed.rules for feed in part], position)
                 if self._is_another_bus(page.clock):
@@ -376,27 +405,17 @@ class Following:
                     return
                 for feed in part:
                     log = page.logs[feed.channel]
-                    if log.floor > max(self._seen_of(feed), position) and not feed.is_latest:
-                        gaps[feed] = log.floor
-                    messages += [(feed, message) for message in log.entries if message.id <= page.bound]
+                    missed += [(feed, message) for message in log.entries if message.id <= page.bound]
+                    if position < log.floor <= page.bound and not feed.is_latest:
+                        holes[log.floor].append(feed)
                 position = page.bound
                 if position >= page.clock.id:
                     break
             clock_ids |= dict.fromkeys(part, position)
         self._await_all_before(subscription)
-        for feed in gaps:
-            self._append_reset(feed, "expired")
-        followed = [feed for feed in feeds if feed in self._unread]
-        messages = [(feed, message) for feed, message in messages if feed in self._unread]
-        self._release(followed, messages, clock_ids)
+        self._release([feed for feed in feeds if feed in self._unread], missed, holes, clock_ids)
         self.fanout.advance(min(clock_ids.values()))
-        for feed, floor in gaps.items():
-            # Whoever comes with a cursor from within the hole is to hear of it too.
-            feed.floor = max(feed.floor, min(self.fanout.behind(floor), self.fanout.key))
         self.delivered()
-
-    def _seen_of(self, feed: Feed) -> int:
-        return max(feed.last_id, self.frontier)
 
     def _await_all_before(self, subscription: Subscription) -> None:
         """Wait until everything has come that was published before now.
@@ -413,22 +432,12 @@ class Following:
         finally:
             del self._pings[token]
 
-    def _begin_with_held(self, feed: Feed) -> None:
-        """What came while the history was read follows it; nobody has been sent anything of this feed."""
-        held, feed.held = feed.held or [], None
-        for message in held:
-            key = feed.last + 1
-            if message.stamp is not None:
-                if message.stamp.epoch != self.epoch or message.stamp.id <= feed.last_id:
-                    continue
-                self._check(feed, message)
-                key = self.fanout.key_of(message.stamp.id)
-            feed.append(key, message, self.fanout.feed_size)
-            self.fanout.key = max(self.fanout.key, key)
-            self.fanout.touched.add(feed)
-
     def _release(
-        self, feeds: list[Feed], read: list[tuple[Feed, Message]], clock_ids: dict[Feed, int]
+        self,
+        feeds: list[Feed],
+        read: list[tuple[Feed, Message]],
+        holes: dict[int, list[Feed]],
+        clock_ids: dict[Feed, int],
     ) -> None:
         """Continue feeds with what was read, up to a clock, and what came meanwhile: in one order.
 
@@ -439,38 +448,62 @@ class Following:
         """
         subscription = self._subscription
         order = [(message.id, feed, message) for feed, message in read]
-        reached = dict(clock_ids)
+        holes_left = sorted(holes.items(), key=itemgetter(0))
         while True:
             for feed in feeds:
                 held, feed.held = feed.held or [], []
-                for message in held:
-                    stamp = message.stamp
-                    if stamp is None:
-                        order.append((reached[feed], feed, message))
-                    elif stamp.epoch == self.epoch and stamp.id > clock_ids[feed]:
-                        reached[feed] = stamp.id
-                        order.append((stamp.id, feed, message))
+                order += self._order_held(feed, held, clock_ids[feed])
             if not order:
                 break
-            for id_, feed, message in sorted(order, key=itemgetter(0)):
-                if message.stamp is not None and id_ > clock_ids[feed]:
-                    feed.last_id = max(feed.last_id, clock_ids[feed])
-                    self._check(feed, message)
-                self.fanout.append(feed, message)
-                if self.fanout.is_behind:
-                    self.delivered()
-                    self._drained.clear()
-                    self._drained.wait()
-                    if self._subscription is not subscription:
-                        raise BusUnavailable("the subscription was lost")
+            try:
+                self._append_in_order(subscription, order, holes_left, clock_ids)
+            finally:
+                self.delivered()
             order = []
+        for hole in holes_left:
+            self._append_resets("expired", *hole)
         for feed in feeds:
             feed.last_id = max(feed.last_id, clock_ids[feed])
             feed.held = None
             self._unread.pop(feed, None)
 
+    def _append_in_order(
+        self,
+        subscription: Subscription | None,
+        order: list[tuple[int, Feed, Message]],
+        holes: list[tuple[int, list[Feed]]],
+        clock_ids: dict[Feed, int],
+    ) -> None:
+        for id_, feed, message in sorted(order, key=itemgetter(0)):
+            while holes and holes[0][0] < id_:
+                self._append_resets("expired", *holes.pop(0))
+            if message.stamp is not None and id_ > clock_ids[feed]:
+                feed.last_id = max(feed.last_id, clock_ids[feed])
+                self._check(feed, message)
+            self.fanout.append(feed, message)
+            if self.fanout.is_behind:
+                self.delivered()
+                self._drained.clear()
+                self._drained.wait()
+                if self._subscription is not subscription:
+                    raise BusUnavailable("the subscription was lost")
+
+    def _order_held(self, feed: Feed, held: list[Message], clock_id: int) -> list[tuple[int, Feed, Message]]:
+        """Return what came behind a clock by its ids, and what has none just before what came next."""
+        order = []
+        next_id = max([clock_id, *(message.id for message in held)]) + 1
+        for message in reversed(held):
+            if message.stamp is None:
+                order.append((next_id - 1, feed, message))
+            elif message.stamp.epoch == self.epoch:
+                next_id = message.id
+                if next_id > clock_id:
+                    order.append((next_id, feed, message))
+        order.reverse()
+        return order
+
     def _is_another_bus(self, clock: Clock) -> bool:
-        return self.epoch is not None and (clock.epoch != self.epoch or clock.id < self.frontier)
+        return self.epoch is not None and clock.epoch != self.epoch
 
     def _meet_clock(self, subscription: Subscription, clock: Clock) -> None:
         if self.epoch is None:
@@ -488,7 +521,7 @@ class Following:
             raise BusUnavailable(f"its epoch is {snapshot.clock.epoch}, no longer {clock.epoch}")
         clock = snapshot.clock
         self._await_all_before(subscription)
-        values = [(feed, log.entries[-1]) for feed in latest if (log := snapshot.logs[feed.channel]).entries]
+        # Nothing waits from here on: who comes meanwhile would find half of either life.
         logger.warning("The bus has begun anew (epoch %s, was %s)", clock.epoch, self.epoch)
         self.epoch = clock.epoch
         self.frontier = clock.id
@@ -496,18 +529,34 @@ class Following:
         self.fanout.shift = max(0, (self.fanout.key >> KEY_BITS) + 1 - clock.id)
         self.fanout.advance(clock.id)
         followed = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed]
+        without_value = []
         for feed in followed:
-            feed.clear(self.fanout.key)
-            feed.last_id = 0 if feed in latest else clock.id
-            self._append_reset(feed, "restarted")
-        self._release(followed, values, dict.fromkeys(followed, clock.id))
+            if feed in latest:
+                self._load(feed, snapshot)
+                # Nobody knows whether what came meanwhile without an id is newer.
+                feed.held = [message for message in feed.held or () if message.stamp]
+            else:
+                feed.clear(self.fanout.key)
+                feed.last_id = clock.id
+        for feed in followed:
+            if value := feed.value:
+                # Without its id, which is older than where the client stands.
+                self.fanout.append(feed, value.without_id())
+            else:
+                without_value.append(feed)
+        self._append_resets("restarted", clock.id, without_value)
+        self._release(followed, [], {}, dict.fromkeys(followed, clock.id))
         self.delivered()
 
-    def _append_reset(self, feed: Feed, reason: str) -> None:
-        name = feed.channel.removeprefix(self.address.prefix)
-        # Behind everybody's position, also of those who have just come with the cursor of the last message.
-        self.fanout.key = max(self.fanout.key, self.fanout.behind(self.fanout.id_of(self.fanout.key)))
-        self.fanout.append(feed, Message(name, b"", reset=Reset(reason, self.cursor(self.fanout.key))))
+    def _append_resets(self, reason: str, id_: int, feeds: list[Feed]) -> None:
+        """Say that messages up to an id are missing.
+
+        A reset moves nobody's cursor: who is cut before it has been told all is told again.
+        """
+        self.fanout.advance(id_)
+        for feed in feeds:
+            name = feed.channel.removeprefix(self.address.prefix)
+            self.fanout.append(feed, Message(name, b"", reset=reason))
 
     def _tick_forever(self) -> None:
         while True:

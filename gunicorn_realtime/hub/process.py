@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -19,7 +20,7 @@ from gevent import monkey
 
 from ..bus.address import BusAddress
 from ..engines.base import Engine, make_engine
-from ..errors import BusUnavailable, OffloadRefused, ProtocolError, TooLarge
+from ..errors import OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
@@ -29,6 +30,7 @@ from .connection import READ, Connection, left
 from .fanout import Audience, Fanout
 from .feed import OVERHEAD, Feed
 from .following import Following
+from .replay import Replay
 
 logger = logging.getLogger(__name__)
 
@@ -161,13 +163,12 @@ class Hub:
         self.connections[fd] = connection
         if address:
             self.per_address[address] += 1
-        unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
-        if not unconfirmed:
-            self._open(connection)
-            return
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
+        unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
             feed.waiting[connection] = None
+        if not unconfirmed:
+            self._open(connection)
 
     def _reason_to_refuse(self, address: str) -> str | None:
         if self.is_stopping:
@@ -179,43 +180,31 @@ class Hub:
             return f"the address has {limit} connections, as many as it may"
         return None
 
-    def _open(self, connection: Connection) -> None:
+    def _open(self, connection: Connection, knows_clock: bool = False) -> None:
         """Its channels are followed: from here on it gets what is published, after what it has missed."""
-        was_open = connection.is_open
-        self._send_head(connection)
-        handover = self._wait_no_longer(connection)
-        if handover is None or connection.fd < 0:
+        handover = connection.opening
+        if handover is None:
             return
-        following = connection.audience.following
-        kept = [feed for feed in connection.audience.feeds if feed.keeps]
-        connection.position = following.fanout.key
+        replay = Replay(connection, handover.offload.cursor)
+        if replay.may_be_ahead and not knows_clock:
+            connection.audience.following.call_at_clock(partial(self._open, connection, knows_clock=True))
+            return
+        cursor = None if connection.is_open else replay.first_cursor
+        self._send_head(connection, cursor)
+        if connection.fd < 0:
+            return
+        self._wait_no_longer(connection)
         try:
-            if kept and handover.offload.cursor is not None:
-                self._resume(connection, following, kept, handover.offload.cursor)
-            else:
-                connection.send_newest([feed for feed in kept if feed.is_latest])
-                if was_open and kept:  # it has not been told where it stands
-                    connection.send(connection.audience.engine.beat(following.cursor(connection.position)))
+            replay.begin(is_told=cursor is not None)
         except OSError as exc:
             self.close(connection, left(exc))
-            return
-        if connection.pager is None and connection.lag is None:
-            connection.catch_up()
 
-    def _send_head(self, connection: Connection) -> None:
+    def _send_head(self, connection: Connection, cursor: str | None = None) -> None:
         handover = connection.opening
         if handover is None or connection.is_open:
             return
         connection.is_open = True
         self.opening[connection] = math.inf
-        following = connection.audience.following
-        cursor = None
-        feeds = connection.audience.feeds
-        # A current value has an older id: it comes first, and then the cursor.
-        has_value = any(feed.is_latest and feed.keeps and feed.entries for feed in feeds)
-        is_new = handover.offload.cursor is None and not has_value
-        if is_new and _keeps_any(feeds) and all(feed.is_confirmed for feed in feeds):
-            cursor = following.cursor(following.fanout.key)
         try:
             connection.audience.engine.open(connection, handover, cursor)
         except OSError as exc:
@@ -224,75 +213,12 @@ class Hub:
             logger.exception("A connection could not be opened")
             self.close(connection, "it could not be opened")
 
-    def _resume(self, connection: Connection, following: Following, feeds: list[Feed], cursor: str) -> None:
-        """Continue behind a client's cursor: from the feeds, else from the bus, else by a reset.
-
-        Of latest values nothing can be missing as long as there is one.
-        """
-        latest = [feed for feed in feeds if feed.is_latest]
-        feeds = [feed for feed in feeds if not feed.is_latest]
-        position = following.position_of(cursor)
-        if position is None:
-            if feeds:
-                connection.send_reset(feeds, "unknown")
-            connection.send_newest(latest)
-            return
-        id_ = following.fanout.id_of(position)
-        position = max([position, *(feed.key_at(id_) for feed in (*feeds, *latest))])
-        if all(feed.floor <= position for feed in feeds):
-            connection.position = min(position, connection.position)
-        else:
-            connection.pager = gevent.event.Event()
-            self.paging.add(connection)
-            gevent.spawn(self._send_pages, connection, following, feeds, latest, id_)
-
-    def _send_pages(
-        self,
-        connection: Connection,
-        following: Following,
-        feeds: list[Feed],
-        latest: list[Feed],
-        id_: int,
-    ) -> None:
-        """Bring a client whose cursor is older than the feeds up to them, page by page from the bus."""
-        fanout, epoch = following.fanout, following.epoch
-        rules = [feed.rules for feed in (*feeds, *latest)]
-        try:
-            while connection.fd >= 0 and any(feed.floor > fanout.behind(id_) for feed in feeds):
-                page = following.read_after(rules, id_)
-                if following.epoch != epoch or page.clock.epoch != epoch:
-                    connection.send_reset(feeds, "restarted")
-                    connection.send_newest(latest)
-                    id_ = fanout.id_of(fanout.key)
-                    break
-                gaps = [feed for feed in feeds if page.logs[feed.channel].floor > id_]
-                if gaps:
-                    connection.send_reset(gaps, "expired", fanout.behind(id_))
-                # What this hub has not seen itself yet comes from its feeds.
-                id_ = min(page.bound, fanout.id_of(fanout.key))
-                connection.send_page(page, id_)
-                connection.wait_until_sent()
-                if id_ >= page.clock.id:
-                    break  # there is no more, also where the floor is ahead of a clock that was set back
-        except OSError as exc:
-            self.close(connection, left(exc))
-        except BusUnavailable as exc:
-            self.close(connection, f"its history could not be read: {exc}")
-        finally:
-            connection.pager = None
-            self.paging.discard(connection)
-        if connection.fd >= 0:
-            reached = [max(feed.floor, feed.key_at(id_)) for feed in feeds]
-            connection.position = min(max(fanout.behind(id_), *reached), fanout.key)
-            connection.catch_up()
-
-    def _wait_no_longer(self, connection: Connection) -> Handover | None:
-        handover, connection.opening = connection.opening, None
-        if handover is not None:
+    def _wait_no_longer(self, connection: Connection) -> None:
+        if connection.opening is not None:
+            connection.opening = None
             self.opening.pop(connection, None)
             for feed in connection.audience.feeds:
                 feed.waiting.pop(connection, None)
-        return handover
 
     def _engine(self, handover: Handover) -> Engine:
         offload = handover.offload
@@ -527,10 +453,6 @@ def _capacity(settings: Settings) -> int:
     if settings.connections > possible:
         logger.warning("The open-file limit %d leaves room for %d connections", soft, possible)
     return min(settings.connections, possible)
-
-
-def _keeps_any(feeds: Iterable[Feed]) -> bool:
-    return any(feed.keeps for feed in feeds)
 
 
 def _address(handover: Handover) -> str:

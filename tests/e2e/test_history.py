@@ -37,6 +37,9 @@ class KeptFlow:
     def send(self, *texts: str) -> list[str | None]:
         return self._publisher.send([Outgoing(self._channel, text.encode()) for text in texts])
 
+    def cursor(self) -> str:
+        return self._publisher.read_clock().cursor
+
     def _run(self) -> None:
         number = 0
         while not self._stop.wait(self._interval):
@@ -72,6 +75,10 @@ def site(request, plain):
 
 def resume(server, cursor: str, path: str = "/sse/news" + KEPT) -> SSEClient:
     return SSEClient(server.address, path, {"Last-Event-ID": cursor})
+
+
+def id_of(cursor: str) -> int:
+    return int(cursor.partition("-")[2])
 
 
 def test_every_event_has_an_id_and_a_returning_client_gets_what_it_missed(site):
@@ -300,6 +307,19 @@ def test_flushed_redis_is_noticed_also_while_nothing_is_published(plain, redis_s
         redis_server.cli("flushall")
 
         assert client.next_event().event == "reset"
+
+
+def test_cursor_that_is_newer_than_what_the_hub_has_seen_is_waited_for(site):
+    flow = KeptFlow(site)
+    with SSEClient(site.address, "/sse/news" + KEPT) as client:
+        client.read_until(lambda: client.last_event_id)
+        since = id_of(client.last_event_id)
+        wait_until(lambda: id_of(flow.cursor()) > since + 2_000_000)  # so long nothing is published
+
+        with resume(site, flow.cursor()) as later:  # as of a page that is new
+            flow.send("after")
+            assert later.next_event().data == "after"
+    flow.stop()
 
 
 def test_plain_messages_are_live_only(plain, redis_server):
