@@ -187,7 +187,8 @@ class Hub:
             return
         replay = Replay(connection, handover.offload.cursor)
         if replay.may_be_ahead and not knows_clock:
-            connection.audience.following.call_at_clock(partial(self._open, connection, knows_clock=True))
+            open_then = partial(self._open, connection, knows_clock=True)
+            connection.audience.following.histories.call_at_clock(open_then)
             return
         cursor = None if connection.is_open else replay.first_cursor
         self._send_head(connection, cursor)

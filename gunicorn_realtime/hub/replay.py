@@ -127,7 +127,7 @@ class Replay:
     def _send_page(self) -> None:
         connection, following = self.connection, self.following
         rules = [feed.rules for feed in (*self.feeds, *self.latest)]
-        page = following.read_after(rules, self.id)
+        page = following.histories.read_after(rules, self.id)
         if connection.fd < 0:
             return
         if following.epoch != self.epoch or page.clock.epoch != self.epoch:

@@ -37,7 +37,7 @@ from gunicorn_realtime.bus.history import History, LogRead, make_epoch
 from gunicorn_realtime.bus.message import MAGIC, Message, Stamp, decode_body, encode_body, parse_cursor
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.errors import BusUnavailable
-from gunicorn_realtime.hub import fanout, following
+from gunicorn_realtime.hub import fanout, following, histories
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.hub.following import Following
 from gunicorn_realtime.plumbing.handover import Handover
@@ -708,8 +708,8 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(following, "RECONNECT", (A_TURN, A_TURN))
         patch.setattr(following, "MAX_RECONNECT", A_TURN)
         patch.setattr(following, "TICK_INTERVAL", 1e9)  # when the story says so
-        patch.setattr(following, "CHANNELS_PER_READ", 2)
-        patch.setattr(following, "MESSAGES_PER_READ", 3)
+        patch.setattr(histories, "CHANNELS_PER_READ", 2)
+        patch.setattr(histories, "MESSAGES_PER_READ", 3)
         yield patch
 
 
