@@ -13,7 +13,7 @@ import redis
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing, Publisher
 from gunicorn_realtime.errors import BusUnavailable
-from tests.clients import SSEClient, Swarm
+from tests.clients import SSEClient, Swarm, connect
 from tests.e2e.conftest import bus_of
 from tests.servers import RedisServer
 from tests.waiting import wait_until
@@ -203,6 +203,19 @@ def test_current_value_comes_without_a_reset_to_who_returns_with_any_cursor(site
             event = client.next_event()
             assert (event.event, event.data) == ("message", "3")
     flow.stop()
+
+
+def test_poll_of_several_current_values_is_answered_with_one(site):
+    one, two = KeptFlow(site, "one"), KeptFlow(site, "two")
+    one.send("1")
+    two.send("2")
+
+    with connect(site.address) as sock:
+        sock.sendall(b"GET /poll/one/two?history=1&latest=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.endswith(b"Content-Length: 1\r\n\r\n1")
+    one.stop()
+    two.stop()
 
 
 def test_slow_client_of_latest_values_gets_the_newest(site):
