@@ -7,7 +7,6 @@ browser tests; nobody would run a site on them.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
+from operator import attrgetter
 from typing import Any
 
 from django.core.signals import setting_changed
@@ -24,7 +24,7 @@ from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel, SlowClient
 from gunicorn_realtime.bus.client import Clock, Publisher, Received, Subscribed, Subscription
 from gunicorn_realtime.bus.local import LocalBus, own_local_bus
-from gunicorn_realtime.bus.message import Message, decode
+from gunicorn_realtime.bus.message import Message, decode, parse_cursor
 from gunicorn_realtime.engines.base import Engine, make_engine
 from gunicorn_realtime.errors import BusUnavailable, ProtocolError
 from gunicorn_realtime.plumbing.offload import Offload
@@ -33,11 +33,6 @@ from .conf import conf
 from .publishing import publisher
 
 logger = logging.getLogger(__name__)
-
-CURSOR = re.compile(r"([0-9A-Za-z]{1,32})-([0-9]{1,16})")
-
-# Clocks of a bus and its replicas differ a little; an id further ahead was not given by this bus.
-MAX_AHEAD = 1_000_000  # microseconds
 
 PAGE_SIZE = 256  # messages of each channel
 
@@ -127,7 +122,7 @@ def _replay(engine: Engine, offload: Offload) -> tuple[list[bytes], int]:
         return [], 0
     client = publisher(offload.bus)
     clock = client.read_clock()
-    after = _parse_cursor(offload.cursor, clock) if offload.cursor else None
+    after = _id_of(offload.cursor, clock) if offload.cursor else None
     if after is not None:
         history = _read_history(client, channels, after)
         # Who wants the latest message misses none of those before it.
@@ -143,12 +138,12 @@ def _replay(engine: Engine, offload: Offload) -> tuple[list[bytes], int]:
     messages: list[Message] = []
     for name, found in history.messages.items():
         is_latest = _is_latest(channels[name])
-        messages += found[-1:] if is_latest else [message for message in found if _id(message) > after]
-    messages.sort(key=_id)
+        messages += found[-1:] if is_latest else [message for message in found if message.id > after]
+    messages.sort(key=attrgetter("id"))
     encoded = [engine.encode(message) for message in messages]
     if missed:
         # Just before what follows, so that who is cut here returns to it.
-        cursor = replace(clock, id=_id(messages[0]) - 1 if messages else history.position).cursor
+        cursor = replace(clock, id=messages[0].id - 1 if messages else history.position).cursor
         names = sorted(name.removeprefix(offload.bus.prefix) for name in missed)
         encoded.insert(0, engine.reset(names, reason, cursor))
     return encoded, history.position
@@ -158,12 +153,12 @@ def _is_latest(channel: Channel) -> bool:
     return channel.slow_client is SlowClient.LATEST
 
 
-def _parse_cursor(cursor: str, clock: Clock) -> int | None:
-    """Return the cursor's id; None if this bus has not given it."""
-    match = CURSOR.fullmatch(cursor)
-    if match is None or match[1] != clock.epoch or int(match[2]) > clock.id + MAX_AHEAD:
-        return None
-    return int(match[2])
+def _id_of(cursor: str, clock: Clock) -> int | None:
+    """Return a cursor's id; None if this bus has not given it."""
+    match parse_cursor(cursor):
+        case (clock.epoch, id) if id <= clock.id:
+            return id
+    return None
 
 
 @dataclass
@@ -178,16 +173,12 @@ def _read_history(client: Publisher, channels: Mapping[str, Channel], after: int
     while True:
         page = client.read_after(list(channels.values()), after, PAGE_SIZE)
         for name, log in page.logs.items():
-            history.messages[name] += [message for message in log.entries if _id(message) <= page.bound]
+            history.messages[name] += [message for message in log.entries if message.id <= page.bound]
             if log.floor > after:
                 history.gaps.add(name)
         history.position = after = page.bound
         if page.bound >= page.clock.id:
             return history
-
-
-def _id(message: Message) -> int:
-    return message.stamp.id if message.stamp else 0
 
 
 @cache

@@ -27,6 +27,7 @@ MAGIC = b"\xffRT1"
 MAX_HEADER_SIZE = 16 * 1024  # bytes
 
 STAMP = re.compile(rb"([0-9A-Za-z]{1,32}) ([0-9]{1,16}) ([0-9]{1,16})")
+CURSOR = re.compile(r"([0-9A-Za-z]{1,32})-([0-9]{1,16})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,6 @@ class Stamp:
         return f"{self.epoch}-{self.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The notice of a hole: messages are missing for good."""
-
-    reason: str
-    cursor: str | None  # from which on nothing is missing
-
-
 @dataclass(slots=True, eq=False)
 class Message:
     """One message of one channel, as a hub holds it.
@@ -59,7 +52,7 @@ class Message:
         data: What was published.
         event: The event's name, for engines that know such a thing.
         stamp: Its place in the channel's history, if that is kept.
-        reset: Stands in a feed for what is missing there; none ever comes from the bus.
+        reset: Stands in a feed for what is missing there, and says why; none ever comes from the bus.
         is_binary: It is bytes, not text, for engines that tell the two apart.
     """
 
@@ -67,7 +60,7 @@ class Message:
     data: bytes
     event: str | None = None
     stamp: Stamp | None = None
-    reset: Reset | None = None
+    reset: str | None = None
     is_binary: bool = False
     _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
 
@@ -76,6 +69,10 @@ class Message:
         """Its id, or 0 where its channel gives none."""
         return self.stamp.id if self.stamp else 0
 
+    def without_id(self) -> Message:
+        """Return the same message as one that moves no cursor."""
+        return Message(self.channel, self.data, self.event, is_binary=self.is_binary)
+
     def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
         """Return `encode(self)`, made once for each `encoding`."""
         try:
@@ -83,6 +80,12 @@ class Message:
         except KeyError:
             made = self._encodings[encoding] = encode(self)
             return made
+
+
+def parse_cursor(cursor: str) -> tuple[str, int] | None:
+    """Return the epoch and the id that a client's cursor names, or None if it can be none."""
+    match = CURSOR.fullmatch(cursor)
+    return (match[1], int(match[2])) if match else None
 
 
 def encode(data: bytes, event: str | None = None, *, is_binary: bool = False) -> bytes:

@@ -201,18 +201,21 @@ class Publisher:
         lasts = (int(fields[-FIELDS]) for _, *fields in replies if len(fields) >= count * FIELDS)
         return Page(clock, _decode_logs(clock, kept, replies), min(lasts, default=clock.id))
 
-    def tick(self, channel: str, seen: Clock | None = None) -> Clock:
+    def tick(self, channel: str) -> Clock:
         """Advance the clock, and publish "<epoch> <id>" to a channel.
 
         Args:
             channel: Who receives its own tick has received all that was published before.
-            seen: How far the caller has seen the bus. If the bus is not so far, it has lost
-                messages, and begins another epoch.
 
         Raises:
             BusUnavailable: The bus refused or did not answer.
         """
-        return self._read_clock(self._ask("tick", [], [encode_name(channel)], seen))
+        return self._read_clock(self._ask("tick", [], [encode_name(channel)]))
+
+    def note_seen(self, clock: Clock) -> None:
+        """Take note of how far the bus was seen otherwise: if it is not so far any more, it begins another epoch."""
+        if clock.epoch == self._seen.epoch and clock.id > self._seen.id:
+            self._seen = clock
 
     def read_clock(self) -> Clock:
         """Return how far the bus is.
@@ -282,18 +285,14 @@ class Publisher:
         epoch, id, *replies = self._ask(script, channels, arguments)
         return self._read_clock((epoch, id)), replies
 
-    def _ask(
-        self, script: str, channels: list[Channel], arguments: Sequence[Word], seen: Clock | None = None
-    ) -> Any:
+    def _ask(self, script: str, channels: list[Channel], arguments: Sequence[Word]) -> Any:
         with self._answers():
-            [reply] = self._run([self._script_call(script, channels, arguments, seen)])
+            [reply] = self._run([self._script_call(script, channels, arguments)])
             return reply
 
-    def _script_call(
-        self, script: str, channels: list[Channel], arguments: Sequence[Word], seen: Clock | None = None
-    ) -> Call:
+    def _script_call(self, script: str, channels: list[Channel], arguments: Sequence[Word]) -> Call:
         keys = [self.address.clock_key, *(self.address.log_key(channel.name) for channel in channels)]
-        seen = seen or self._seen
+        seen = self._seen
         return Call(
             SCRIPTS[script],
             [len(keys), *map(encode_name, keys), make_epoch(), seen.epoch, seen.id, *arguments],

@@ -52,8 +52,12 @@ class Engine:
         """
         return b""
 
-    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
-        """Return the notice that messages of these channels are missing for good."""
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None = None) -> bytes:
+        """Return the notice that messages of these channels are missing for good.
+
+        Args:
+            cursor: From which on nothing is missing, if nothing else is to be told before that.
+        """
         return b""
 
     def goodbye(self) -> bytes:

@@ -51,7 +51,7 @@ class SSE(Engine):
 
     def encode(self, message: Message) -> bytes:
         if message.reset is not None:
-            return self.reset([message.channel], message.reset.reason, message.reset.cursor)
+            return self.reset([message.channel], message.reset)
         if self.is_raw:
             return message.data
         cursor = message.stamp.cursor if message.stamp else None
@@ -64,7 +64,7 @@ class SSE(Engine):
     def beat(self, cursor: str | None = None) -> bytes:
         return sse.COMMENT if cursor is None or self.is_raw else sse.encode_id(cursor)
 
-    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None = None) -> bytes:
         if self.is_raw:
             return b""  # the events, and their ids, are the publisher's own
         data = json.dumps({"channels": list(channels), "reason": reason}, ensure_ascii=False).encode()

@@ -86,7 +86,7 @@ class WebSocket(Engine):
 
     def encode(self, message: Message) -> bytes:
         if message.reset is not None:
-            return self.reset([message.channel], message.reset.reason, message.reset.cursor)
+            return self.reset([message.channel], message.reset)
         if self.envelope is None:
             encode = protocol.encode_binary if message.is_binary else protocol.encode_text
             return encode(message.data, self.deflate)
@@ -104,7 +104,7 @@ class WebSocket(Engine):
     def beat(self, cursor: str | None = None) -> bytes:
         return protocol.encode_ping() + self._cursor(cursor)
 
-    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None = None) -> bytes:
         if self.envelope is None:
             return b""  # it has no place for it
         data = {"channels": list(channels), "reason": reason}

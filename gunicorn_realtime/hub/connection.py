@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..bus.message import Message
     from ..plumbing.handover import Handover
     from .fanout import Audience
-    from .feed import Entry, Feed
+    from .feed import Feed
     from .process import Hub
 
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
@@ -50,6 +50,7 @@ class Connection:
         "address",
         "audience",
         "bytes",
+        "came",
         "conversation",
         "ending",
         "fd",
@@ -80,6 +81,7 @@ class Connection:
         self.ending: str | None = None  # why, when only the last bytes are still on their way
         self.pager: Event | None = None  # set whenever it can take more of its history
         self.position = 0
+        self.came = 0  # the newest key then: what is older and has no id is not for it
         self.index = -1  # in the audience's array
         self.places: list[int] | None = None  # or in the arrays of the audience's parts
         self.lag: Lag | None = None
@@ -123,29 +125,21 @@ class Connection:
             if self.lag.answers_size > MAX_UNREAD_SIZE:
                 self.hub.close(self, "slow client")
 
-    def send_newest(self, feeds: list[Feed]) -> None:
-        """Send the current value of channels that have one."""
-        entries = [feed.entries[-1] for feed in feeds if feed.entries]
-        newest = sorted((entry for entry in entries if entry[1].stamp), key=_key)
-        self._send_messages([message for _, message in newest])
-        if newest:
-            # Their ids are older than what the client has been told.
-            following = self.audience.following
-            self.send(self.audience.engine.beat(following.cursor(following.fanout.key)))
-
-    def send_reset(self, feeds: list[Feed], reason: str, position: int | None = None) -> None:
-        """Say that messages of these feeds are missing for good; all others follow behind a position, or now."""
-        following = self.audience.following
-        names = [feed.channel.removeprefix(following.address.prefix) for feed in feeds]
-        cursor = following.cursor(following.fanout.key if position is None else position)
+    def send_reset(self, feeds: list[Feed], reason: str, cursor: str | None = None) -> None:
+        """Say that messages of these feeds are missing for good."""
+        prefix = self.audience.following.address.prefix
+        names = [feed.channel.removeprefix(prefix) for feed in feeds]
         self.send(self.audience.engine.reset(names, reason, cursor))
 
     def send_page(self, page: Page, bound: int) -> None:
         """Send messages that were read from the bus, in the order of their ids, up to one."""
         messages = [message for log in page.logs.values() for message in log.entries]
-        self._send_messages(sorted((m for m in messages if m.id <= bound), key=attrgetter("id")))
+        self.send_messages(sorted((m for m in messages if m.id <= bound), key=attrgetter("id")))
 
-    def _send_messages(self, messages: list[Message]) -> None:
+    def send_messages(self, messages: list[Message]) -> None:
+        """Send messages that come from no feed, or the first if the client came for one."""
+        if self.audience.engine.is_one_shot:
+            messages = messages[:1]
         if messages:
             self.messages += len(messages)
             self.send(b"".join(map(self.audience.engine.encode, messages)))
@@ -201,18 +195,13 @@ class Connection:
         if self.has_fallen_off:
             self.hub.close(self, "slow client")
             return
-        data, position = self.audience.batch(self.position)
+        data = self._take_batch()
         if data:
-            self.messages += self._count(position)
-            self.position = position
             lag.data, lag.sent, lag.answers_size = data, 0, 0
             return
         self._stop_lagging(lag)
         if self.opening is None:
             self.audience.join(self)
-
-    def _count(self, position: int) -> int:
-        return sum(key <= position for key, _ in self.audience.after(self.position))
 
     @property
     def has_place(self) -> bool:
@@ -227,17 +216,29 @@ class Connection:
             if self.is_answered:
                 self.hub.finish(self)
                 return
-            data, position = self.audience.batch(self.position)
+            data = self._take_batch()
             if not data:
                 self.audience.join(self)
                 return
-            self.messages += self._count(position)
-            self.position = position
             try:
                 self.send(data)
             except OSError as exc:
                 self.hub.close(self, left(exc))
                 return
+
+    def _take_batch(self) -> bytes:
+        """Return what is sent next, and move on behind it."""
+        audience = self.audience
+        if self.position < self.came:
+            entries = audience.missed(self.position, self.came)
+            data, position = audience.join_encoded(entries, self.position)
+        else:
+            entries = audience.after(self.position)
+            data, position = audience.batch(self.position)
+        if data:
+            self.messages += sum(key <= position for key, _ in entries)
+            self.position = position
+        return data
 
     def _stop_lagging(self, lag: Lag) -> None:
         lag.watcher.stop()
@@ -298,10 +299,6 @@ class Connection:
             self.pager.set()
         fd, self.fd = self.fd, -1
         return fd
-
-
-def _key(entry: Entry) -> int:
-    return entry[0]
 
 
 def left(exc: OSError) -> str:

@@ -360,16 +360,20 @@ class Audience:
             return self.feeds[0].after(position)
         return sorted((entry for feed in self.feeds for entry in feed.after(position)), key=_key)
 
+    def missed(self, position: int, came: int) -> list[Entry]:
+        """Return what is newer than a position for a client that came at another, in order."""
+        return sorted((entry for feed in self.feeds for entry in feed.missed(position, came)), key=_key)
+
     def batch(self, position: int) -> tuple[bytes, int]:
         """Return what follows a position as it goes over the wire, and the position behind it."""
         last = self.last
         if position != self._batch_position or last != self._batch_until:
-            self._batch = self._join_encoded(position)
+            self._batch = self.join_encoded(self.after(position), position)
             self._batch_position, self._batch_until = position, last
         return self._batch
 
-    def _join_encoded(self, position: int) -> tuple[bytes, int]:
-        entries = self.after(position)
+    def join_encoded(self, entries: list[Entry], position: int) -> tuple[bytes, int]:
+        """Return the first of what follows a position as they go over the wire, and the position behind them."""
         if len(entries) == 1 or (entries and self.engine.is_one_shot):
             key, message = entries[0]
             return self._encoded(message), key

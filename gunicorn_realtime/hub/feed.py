@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ..bus.channel import Channel, SlowClient
@@ -91,16 +92,18 @@ class Feed:
         """
         if not self.entries:
             return True
-        if needed is None:
+        if needed is None or needed > self.last:  # of another feed
             needed = self.last
         history = self.rules.history
-        while len(self.entries) > history and self.entries[0][0] <= needed:
-            self._drop_oldest()
         if history and needed == self.last and any(not message.stamp for _, message in self.entries):
             # What has no id is not replayed; a hole stays one, also when its notice is gone.
             self.floor = max([self.floor, *(key for key, message in self.entries if message.reset)])
-            self.entries = deque(entry for entry in self.entries if entry[1].stamp)
+            self.entries = deque(entry for entry in self.entries if entry[1].stamp and entry[0] > self.floor)
             self.size = sum(cost(message) for _, message in self.entries)
+        while len(self.entries) > history and self.entries[0][0] <= needed:
+            if needed < self.last and self.is_latest and self.entries[0][1] is self.value:
+                break  # what is newer and needed has no id
+            self._drop_oldest()
         return len(self.entries) <= history
 
     def after(self, position: int) -> list[Entry]:
@@ -119,12 +122,19 @@ class Feed:
         found.reverse()
         return found
 
-    def key_at(self, id: int) -> int:
-        """Return the key of the newest message up to an id; it may be ahead of the id's own."""
-        for key, message in reversed(self.entries or ()):
-            if message.stamp and message.stamp.id <= id:
-                return key
-        return 0
+    def missed(self, position: int, came: int) -> list[Entry]:
+        """Return, in any order, what is newer than a position for a client that came at another.
+
+        What was published without an id before it came is not for it.
+        """
+        newer = takewhile(lambda entry: entry[0] > position, reversed(self.entries or ()))
+        missed = [entry for entry in newer if entry[0] > came or entry[1].stamp or entry[1].reset]
+        return missed[:1] if self.is_latest else missed
+
+    @property
+    def value(self) -> Message | None:
+        """The newest message that has an id."""
+        return next((message for _, message in reversed(self.entries or ()) if message.stamp), None)
 
     def _drop_oldest(self) -> None:
         assert self.entries

@@ -1,7 +1,7 @@
 """A hub's side of one bus: one subscription for all its feeds, kept alive and proved alive.
 
-Two connections, whatever the number of channels and clients: one listens, one reads histories and
-ticks. What nobody follows any more is unsubscribed from after a while.
+Two connections, whatever the number of channels and clients: one listens, one reads histories (see
+`histories`) and ticks. What nobody follows any more is unsubscribed from after a while.
 
 The tick is liveness and frontier in one. It advances the bus's clock and comes back on the hub's own
 channel: when it has, everything published before it on all that this hub follows has been seen.
@@ -13,8 +13,8 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, assert_never
 
 import gevent
@@ -27,7 +27,6 @@ from ..bus.channel import Channel
 from ..bus.client import (
     Clock,
     Outgoing,
-    Page,
     Pong,
     Publisher,
     Received,
@@ -38,10 +37,11 @@ from ..bus.client import (
 )
 from ..bus.control import Disconnect
 from ..bus.local import LocalBus, own_local_bus
-from ..bus.message import Message, Reset, decode
+from ..bus.message import Message, decode
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
 from .feed import Feed
+from .histories import Histories
 from .outbox import Outbox
 
 if TYPE_CHECKING:
@@ -65,10 +65,6 @@ READ_SLICE = 0.002  # seconds
 # Waking up costs more than a message: what comes within this time of the last is taken together.
 COALESCE = 0.002  # seconds
 MANY_REPLIES = 64
-
-# Histories that are read in one command, and messages of each.
-CHANNELS_PER_READ = 256
-MESSAGES_PER_READ = 256
 
 
 class Following:
@@ -108,21 +104,19 @@ class Following:
         self.epoch: str | None = None  # of the ids in the feeds
         self.frontier = 0  # the newest id up to which all has been seen
         self.tick_seen = time.monotonic()
-        self._subscription: Subscription | None = None
+        self.subscription: Subscription | None = None
+        self.histories = Histories(self)
         self._publisher = Publisher(address, TIMEOUT)
         self._commands = BoundedSemaphore()  # one connection, whoever asks
         self.outbox = Outbox(self._publish, not_published)
         self._subscribe: list[str] = []
         self._unsubscribe: list[str] = []
-        self._unread: dict[Feed, None] = {}  # subscribed to, and their history not read yet
-        self._interrupted: set[Feed] = set()  # to be subscribed to again, before any of them goes on
         self._pings: dict[bytes, Event] = {}
         self._wanted = Event()
-        self._to_read = Event()
         self._drained = Event()
         self._greenlets = [
             gevent.spawn(run)
-            for run in (self._read_forever, self._ask, self._read_histories, self._tick_forever)
+            for run in (self._read_forever, self._ask, self.histories.run, self._tick_forever)
         ]
 
     # Called from the loop.
@@ -144,9 +138,7 @@ class Following:
         for feed in [feed for feed, since in self.idle.items() if since < before]:
             del self.idle[feed]
             del self.feeds[feed.channel]
-            self._unread.pop(feed, None)
-            self._interrupted.discard(feed)
-            self._to_read.set()
+            self.histories.forget(feed)
             self._unsubscribe.append(feed.channel)
             self._wanted.set()
 
@@ -154,42 +146,92 @@ class Following:
         """The hub is not behind any more."""
         self._drained.set()
 
+    # How far the bus has been seen.
+
+    @property
+    def seen(self) -> int:
+        """The newest id up to which all that concerns the feeds has come, and is in them."""
+        return self.fanout.id_of(self.fanout.key)
+
+    def see(self, clock: Clock) -> None:
+        """All that was published up to a clock is in the feeds."""
+        self.epoch = clock.epoch
+        self.frontier = max(self.frontier, clock.id)
+        self.fanout.advance(clock.id)
+
+    def begin_epoch(self, clock: Clock) -> None:
+        """The bus has begun anew. Keys go on rising, whatever the new clock says."""
+        logger.warning("The bus has begun anew (epoch %s, was %s)", clock.epoch, self.epoch)
+        self.fanout.shift = max(0, (self.fanout.key >> KEY_BITS) + 1 - clock.id)
+        self.frontier = 0
+        self.see(clock)
+
     def cursor(self, position: int) -> str | None:
         """Return a position as a client keeps it; None before the clock is known."""
         id_ = self.fanout.id_of(position)
         return f"{self.epoch}-{id_}" if self.epoch and id_ else None
 
-    def position_of(self, cursor: str) -> int | None:
-        """Return the position of a client's cursor, or None if it is none that we can continue from."""
-        epoch, _, digits = cursor.rpartition("-")
-        if not epoch or epoch != self.epoch or not (digits.isascii() and digits.isdigit()):
-            return None
-        id_ = int(digits[:20])
-        if id_ > max(self.frontier, self.fanout.id_of(self.fanout.key)) + 1_000_000:
-            return None
-        return self.fanout.behind(id_)
+    @contextmanager
+    def commanding(self) -> Iterator[Publisher]:
+        """Speak to the bus. It is told how far we have seen it, for it may come back from an older state."""
+        with self._commands:
+            if self.epoch is not None:
+                self._publisher.note_seen(Clock(self.epoch, self.seen))
+            yield self._publisher
 
-    def read_after(self, channels: Iterable[Channel], id: int) -> Page:
-        """Read a page of histories behind an id; blocks the greenlet.
+    def await_all_before(self, subscription: Subscription) -> None:
+        """Wait until everything has come that was published before now.
 
         Raises:
-            BusUnavailable: The bus refused or was too slow.
+            BusUnavailable: The connection has been lost meanwhile.
         """
-        with self._commands:
-            return self._publisher.read_after(list(channels), id, MESSAGES_PER_READ)
+        token = secrets.token_hex(8).encode()
+        pong = self._pings[token] = Event()
+        try:
+            subscription.ping(token)
+            if not pong.wait(TICK_TIMEOUT):
+                raise BusUnavailable("the subscription does not answer")
+            self.check_is_current(subscription)
+        finally:
+            del self._pings[token]
+
+    def check_is_current(self, subscription: Subscription) -> None:
+        """Raise BusUnavailable unless what comes still comes by this subscription."""
+        if self.subscription is not subscription:
+            raise BusUnavailable("the subscription was lost")
+
+    def check(self, feed: Feed, message: Message) -> None:
+        """See that nothing is missing before a message.
+
+        Raises:
+            BusUnavailable: Something is, or the bus has begun anew: connect again and read what was missed.
+        """
+        stamp = message.stamp
+        if stamp is None or not feed.keeps:
+            return
+        if stamp.epoch != self.epoch:
+            raise BusUnavailable(f"its epoch is {stamp.epoch}, no longer {self.epoch}")
+        if stamp.previous > max(feed.last_id, self.frontier):
+            raise BusUnavailable(f"a message on {feed.channel!r} did not come")
+
+    def await_drained(self) -> None:
+        """Wait until the hub's clients are served, lest those who keep up fall off a feed's end."""
+        self.delivered()
+        self._drained.clear()
+        self._drained.wait()
 
     def close(self) -> None:
         gevent.killall(self._greenlets)
         self.outbox.close()
-        if self._subscription is not None:
-            self._subscription.close()
+        if self.subscription is not None:
+            self.subscription.close()
         self._publisher.close()
         if self.local_bus is not None:
             self.local_bus.close()
 
     def _publish(self, messages: Sequence[Outgoing]) -> None:
-        with self._commands:
-            self._publisher.send(messages)
+        with self.commanding() as publisher:
+            publisher.send(messages)
 
     # Greenlets.
 
@@ -215,24 +257,20 @@ class Following:
         subscription.connect()
         self._subscribe.clear()
         self._unsubscribe.clear()
-        self._unread.clear()
-        self._interrupted = {feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed}
-        for feed in self.feeds.values():
-            if feed.keeps:
-                feed.held = []  # what comes now comes after what we have missed
+        self.histories.interrupt([feed for feed in self.feeds.values() if feed.keeps])
         self.tick_seen = time.monotonic()
-        self._subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
+        self.subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
         subscription.subscribe([self.own_channel, self.hubs_channel, *self.feeds])
 
     def _disconnect(self) -> None:
-        subscription, self._subscription = self._subscription, None
+        subscription, self.subscription = self.subscription, None
         if subscription is not None:
             subscription.close()
         for pong in self._pings.values():
             pong.set()
 
     def _read(self) -> None:
-        subscription = self._subscription
+        subscription = self.subscription
         assert subscription is not None
         loop = gevent.get_hub().loop
         turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
@@ -245,8 +283,7 @@ class Following:
             for reply in replies:
                 self._take(reply)
                 if self.fanout.is_behind:
-                    self._drained.clear()
-                    self._drained.wait()
+                    self.await_drained()
                 if time.perf_counter() > turn_ends:
                     gevent.sleep(0)
                     turn, turn_ends = loop.iteration, time.perf_counter() + READ_SLICE
@@ -272,9 +309,7 @@ class Following:
         if feed is None:
             return
         if feed.keeps:
-            self._unread[feed] = None
-            self._interrupted.discard(feed)
-            self._to_read.set()
+            self.histories.read(feed)
         elif not feed.is_confirmed:
             self.confirm(feed)
 
@@ -298,30 +333,24 @@ class Following:
         if feed.held is not None:
             feed.held.append(message)
             return
-        self._check(feed, message)
+        self.check(feed, message)
         self.fanout.append(feed, message)
         self.delivered()
 
-    def _check(self, feed: Feed, message: Message) -> None:
-        """See that nothing is missing before a message.
+    def _tick_came(self, payload: bytes) -> None:
+        """All that was published before a tick has come.
 
         Raises:
-            BusUnavailable: Something is, or the bus has begun anew: connect again and read what was missed.
+            BusUnavailable: The bus has begun anew: connect again, and say so.
         """
-        stamp = message.stamp
-        if stamp is None or not feed.keeps:
-            return
-        if stamp.epoch != self.epoch:
-            raise BusUnavailable(f"its epoch is {stamp.epoch}, no longer {self.epoch}")
-        if stamp.previous > max(feed.last_id, self.frontier):
-            raise BusUnavailable(f"a message on {feed.channel!r} did not come")
-
-    def _tick_came(self, payload: bytes) -> None:
         epoch, _, digits = payload.decode().partition(" ")
         self.tick_seen = time.monotonic()
-        if epoch == self.epoch and not self._unread:
-            self.frontier = int(digits)
-            self.fanout.advance(self.frontier)
+        if self.histories.are_behind:
+            return  # reading them meets the clock as well
+        if epoch == self.epoch:
+            self.see(Clock(epoch, int(digits)))
+        elif any(feed.keeps and feed.is_confirmed for feed in self.feeds.values()):
+            raise BusUnavailable(f"its epoch is {epoch}, no longer {self.epoch}")
 
     def _control_came(self, payload: bytes) -> None:
         try:
@@ -334,7 +363,7 @@ class Following:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            subscription = self._subscription
+            subscription = self.subscription
             if subscription is None:
                 continue  # connecting subscribes to everything
             subscribe, self._subscribe = self._subscribe, []
@@ -349,201 +378,6 @@ class Following:
             except BusUnavailable:
                 pass  # the reader sees it too, and connects again
 
-    def _read_histories(self) -> None:
-        """Read the history of what was subscribed to, new or again, many channels in one command."""
-        while True:
-            self._to_read.wait()
-            self._to_read.clear()
-            subscription = self._subscription
-            feeds = list(self._unread)
-            if subscription is None or not feeds or self._interrupted:
-                continue
-            try:
-                known = [feed for feed in feeds if feed.is_confirmed]
-                if known:  # at once, and first: what is new after them is in order
-                    self._read_missed(subscription, known)
-                else:
-                    self._read_new(subscription, feeds[:CHANNELS_PER_READ])
-            except BusUnavailable as exc:
-                logger.warning("Histories could not be read: %s", exc)
-                subscription.close()  # the reader connects again
-            except Exception:
-                logger.exception("Reading histories failed")
-                subscription.close()
-            if self._unread:
-                self._to_read.set()
-
-    def _read_new(self, subscription: Subscription, feeds: list[Feed]) -> None:
-        """Begin feeds with what the bus has kept."""
-        with self._commands:
-            snapshot = self._publisher.snapshot([feed.rules for feed in feeds])
-        self._await_all_before(subscription)
-        self._meet_clock(subscription, snapshot.clock)
-        fanout = self.fanout
-        for feed in feeds:
-            if self._unread.pop(feed, feed) is feed:
-                continue  # nobody follows it any more
-            log = snapshot.logs[feed.channel]
-            feed.last = feed.floor = fanout.behind(log.floor)
-            feed.last_id = 0
-            for message in log.entries:
-                assert message.stamp
-                feed.append(fanout.key_of(message.stamp.id), message, fanout.feed_size)
-            feed.last_id = max(feed.last_id, snapshot.clock.id)
-            self._begin_with_held(feed)
-        fanout.advance(snapshot.clock.id)
-        for feed in feeds:
-            if feed.held is None:
-                self.confirm(feed)
-
-    def _read_missed(self, subscription: Subscription, feeds: list[Feed]) -> None:
-        """Continue feeds after the connection was lost; who follows them gets what was missed, or a reset."""
-        gaps: dict[Feed, int] = {}  # and the id up to which messages are missing
-        messages: list[tuple[Feed, Message]] = []
-        clock_ids: dict[Feed, int] = {}
-        for start in range(0, len(feeds), CHANNELS_PER_READ):
-            part = feeds[start : start + CHANNELS_PER_READ]
-            position = min(self._seen_of(feed) for feed in part)
-            while True:
-                page = self.read_after([feed.rules for feed in part], position)
-                if self._is_another_bus(page.clock):
-                    self._begin_anew(subscription, page.clock)
-                    return
-                for feed in part:
-                    log = page.logs[feed.channel]
-                    if log.floor > max(self._seen_of(feed), position) and not feed.is_latest:
-                        gaps[feed] = log.floor
-                    messages += [(feed, message) for message in log.entries if message.id <= page.bound]
-                position = page.bound
-                if position >= page.clock.id:
-                    break
-            clock_ids |= dict.fromkeys(part, position)
-        self._await_all_before(subscription)
-        for feed in gaps:
-            self._append_reset(feed, "expired")
-        followed = [feed for feed in feeds if feed in self._unread]
-        messages = [(feed, message) for feed, message in messages if feed in self._unread]
-        self._release(followed, messages, clock_ids)
-        self.fanout.advance(min(clock_ids.values()))
-        for feed, floor in gaps.items():
-            # Whoever comes with a cursor from within the hole is to hear of it too.
-            feed.floor = max(feed.floor, min(self.fanout.behind(floor), self.fanout.key))
-        self.delivered()
-
-    def _seen_of(self, feed: Feed) -> int:
-        return max(feed.last_id, self.frontier)
-
-    def _await_all_before(self, subscription: Subscription) -> None:
-        """Wait until everything has come that was published before now.
-
-        Raises:
-            BusUnavailable: The connection has been lost meanwhile.
-        """
-        token = secrets.token_hex(8).encode()
-        pong = self._pings[token] = Event()
-        try:
-            subscription.ping(token)
-            if not pong.wait(TICK_TIMEOUT) or self._subscription is not subscription:
-                raise BusUnavailable("the subscription does not answer")
-        finally:
-            del self._pings[token]
-
-    def _begin_with_held(self, feed: Feed) -> None:
-        """What came while the history was read follows it; nobody has been sent anything of this feed."""
-        held, feed.held = feed.held or [], None
-        for message in held:
-            key = feed.last + 1
-            if message.stamp is not None:
-                if message.stamp.epoch != self.epoch or message.stamp.id <= feed.last_id:
-                    continue
-                self._check(feed, message)
-                key = self.fanout.key_of(message.stamp.id)
-            feed.append(key, message, self.fanout.feed_size)
-            self.fanout.key = max(self.fanout.key, key)
-            self.fanout.touched.add(feed)
-
-    def _release(
-        self, feeds: list[Feed], read: list[tuple[Feed, Message]], clock_ids: dict[Feed, int]
-    ) -> None:
-        """Continue feeds with what was read, up to a clock, and what came meanwhile: in one order.
-
-        Not faster than the clients of the hub are served, lest those who keep up fall off a feed's end.
-
-        Raises:
-            BusUnavailable: The connection has been lost meanwhile.
-        """
-        subscription = self._subscription
-        order = [(message.id, feed, message) for feed, message in read]
-        reached = dict(clock_ids)
-        while True:
-            for feed in feeds:
-                held, feed.held = feed.held or [], []
-                for message in held:
-                    stamp = message.stamp
-                    if stamp is None:
-                        order.append((reached[feed], feed, message))
-                    elif stamp.epoch == self.epoch and stamp.id > clock_ids[feed]:
-                        reached[feed] = stamp.id
-                        order.append((stamp.id, feed, message))
-            if not order:
-                break
-            for id_, feed, message in sorted(order, key=itemgetter(0)):
-                if message.stamp is not None and id_ > clock_ids[feed]:
-                    feed.last_id = max(feed.last_id, clock_ids[feed])
-                    self._check(feed, message)
-                self.fanout.append(feed, message)
-                if self.fanout.is_behind:
-                    self.delivered()
-                    self._drained.clear()
-                    self._drained.wait()
-                    if self._subscription is not subscription:
-                        raise BusUnavailable("the subscription was lost")
-            order = []
-        for feed in feeds:
-            feed.last_id = max(feed.last_id, clock_ids[feed])
-            feed.held = None
-            self._unread.pop(feed, None)
-
-    def _is_another_bus(self, clock: Clock) -> bool:
-        return self.epoch is not None and (clock.epoch != self.epoch or clock.id < self.frontier)
-
-    def _meet_clock(self, subscription: Subscription, clock: Clock) -> None:
-        if self.epoch is None:
-            self.epoch = clock.epoch
-        elif self._is_another_bus(clock):
-            self._begin_anew(subscription, clock)
-        self.frontier = max(self.frontier, clock.id)
-
-    def _begin_anew(self, subscription: Subscription, clock: Clock) -> None:
-        """The bus has lost its memory: so do we, and say so to everybody who relied on it."""
-        latest = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed and feed.is_latest]
-        with self._commands:
-            snapshot = self._publisher.snapshot([feed.rules for feed in latest])
-        if snapshot.clock.epoch != clock.epoch:
-            raise BusUnavailable(f"its epoch is {snapshot.clock.epoch}, no longer {clock.epoch}")
-        clock = snapshot.clock
-        self._await_all_before(subscription)
-        values = [(feed, log.entries[-1]) for feed in latest if (log := snapshot.logs[feed.channel]).entries]
-        logger.warning("The bus has begun anew (epoch %s, was %s)", clock.epoch, self.epoch)
-        self.epoch = clock.epoch
-        self.frontier = clock.id
-        # Keys go on rising, whatever the new clock says.
-        self.fanout.shift = max(0, (self.fanout.key >> KEY_BITS) + 1 - clock.id)
-        self.fanout.advance(clock.id)
-        followed = [feed for feed in self.feeds.values() if feed.keeps and feed.is_confirmed]
-        for feed in followed:
-            feed.clear(self.fanout.key)
-            feed.last_id = 0 if feed in latest else clock.id
-            self._append_reset(feed, "restarted")
-        self._release(followed, values, dict.fromkeys(followed, clock.id))
-        self.delivered()
-
-    def _append_reset(self, feed: Feed, reason: str) -> None:
-        name = feed.channel.removeprefix(self.address.prefix)
-        # Behind everybody's position, also of those who have just come with the cursor of the last message.
-        self.fanout.key = max(self.fanout.key, self.fanout.behind(self.fanout.id_of(self.fanout.key)))
-        self.fanout.append(feed, Message(name, b"", reset=Reset(reason, self.cursor(self.fanout.key))))
-
     def _tick_forever(self) -> None:
         while True:
             gevent.sleep(TICK_INTERVAL)
@@ -551,12 +385,12 @@ class Following:
 
     def _tick(self) -> None:
         """Tick, and drop a subscription that does not bring it back."""
-        subscription = self._subscription
+        subscription = self.subscription
         if subscription is None:
             return
         try:
-            with self._commands:
-                self._publisher.tick(self.own_channel)
+            with self.commanding() as publisher:
+                publisher.tick(self.own_channel)
         except BusUnavailable as exc:
             logger.warning("The bus's clock could not be advanced: %s", exc)
         silence = time.monotonic() - self.tick_seen

@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -20,7 +21,7 @@ from gevent import monkey
 from ..bus.address import BusAddress
 from ..bus.control import Disconnect
 from ..engines.base import Engine, make_engine
-from ..errors import BusUnavailable, OffloadRefused, ProtocolError, TooLarge
+from ..errors import OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
@@ -31,6 +32,7 @@ from .connection import READ, Connection, left
 from .fanout import Audience, Fanout
 from .feed import OVERHEAD, Feed
 from .following import Following
+from .replay import Replay
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,6 @@ class Hub:
             dict
         )
         self.deserted: set[Audience] = set()  # somebody has left them, perhaps the last
-        self.paging: set[Connection] = set()  # those whose history is read from the bus
         self.followings: dict[BusAddress, Following] = {}
         self.announced: BusAddress | None = None  # the bus of the application as it is now
         self.is_stopping = False
@@ -179,13 +180,12 @@ class Hub:
         self.per_user.update(_users(connection.labels))
         if handover.offload.expires is not None:
             self.expiring[connection] = handover.offload.expires
-        unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
-        if not unconfirmed:
-            self._open(connection)
-            return
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
+        unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
             self.waiting[feed][connection] = None
+        if not unconfirmed:
+            self._open(connection)
 
     def _reason_to_refuse(self, address: str, labels: Iterable[str]) -> str | None:
         if self.is_stopping:
@@ -200,43 +200,32 @@ class Hub:
             return f"its user has {limit} connections, as many as each may"
         return None
 
-    def _open(self, connection: Connection) -> None:
+    def _open(self, connection: Connection, knows_clock: bool = False) -> None:
         """Its channels are followed: from here on it gets what is published, after what it has missed."""
-        was_open = connection.is_open
-        self._send_head(connection)
-        handover = self._wait_no_longer(connection)
-        if handover is None or connection.fd < 0:
+        handover = connection.opening
+        if handover is None:
             return
-        following = connection.audience.following
-        kept = [feed for feed in connection.audience.feeds if feed.keeps]
-        connection.position = following.fanout.key
+        replay = Replay(connection, handover.offload.cursor)
+        if replay.may_be_ahead and not knows_clock:
+            open_then = partial(self._open, connection, knows_clock=True)
+            connection.audience.following.histories.call_at_clock(open_then)
+            return
+        cursor = None if connection.is_open else replay.first_cursor
+        self._send_head(connection, cursor)
+        if connection.fd < 0:
+            return
+        self._wait_no_longer(connection)
         try:
-            if kept and handover.offload.cursor is not None:
-                self._resume(connection, following, kept, handover.offload.cursor)
-            else:
-                connection.send_newest([feed for feed in kept if feed.is_latest])
-                if was_open and kept:  # it has not been told where it stands
-                    connection.send(connection.audience.engine.beat(following.cursor(connection.position)))
+            replay.begin(is_told=cursor is not None)
         except OSError as exc:
             self.close(connection, left(exc))
-            return
-        if connection.pager is None and connection.lag is None:
-            connection.catch_up()
 
-    def _send_head(self, connection: Connection) -> None:
+    def _send_head(self, connection: Connection, cursor: str | None = None) -> None:
         handover = connection.opening
         if handover is None or connection.is_open:
             return
         connection.is_open = True
         self.opening[connection] = math.inf
-        following = connection.audience.following
-        cursor = None
-        feeds = connection.audience.feeds
-        # A current value has an older id: it comes first, and then the cursor.
-        has_value = any(feed.is_latest and feed.keeps and feed.entries for feed in feeds)
-        is_new = handover.offload.cursor is None and not has_value
-        if is_new and _keeps_any(feeds) and all(feed.is_confirmed for feed in feeds):
-            cursor = following.cursor(following.fanout.key)
         try:
             connection.audience.engine.open(connection, handover, cursor)
         except OSError as exc:
@@ -245,78 +234,15 @@ class Hub:
             logger.exception("A connection could not be opened")
             self.close(connection, "it could not be opened")
 
-    def _resume(self, connection: Connection, following: Following, feeds: list[Feed], cursor: str) -> None:
-        """Continue behind a client's cursor: from the feeds, else from the bus, else by a reset.
-
-        Of latest values nothing can be missing as long as there is one.
-        """
-        latest = [feed for feed in feeds if feed.is_latest]
-        feeds = [feed for feed in feeds if not feed.is_latest]
-        position = following.position_of(cursor)
-        if position is None:
-            if feeds:
-                connection.send_reset(feeds, "unknown")
-            connection.send_newest(latest)
-            return
-        id_ = following.fanout.id_of(position)
-        position = max([position, *(feed.key_at(id_) for feed in (*feeds, *latest))])
-        if all(feed.floor <= position for feed in feeds):
-            connection.position = min(position, connection.position)
-        else:
-            connection.pager = gevent.event.Event()
-            self.paging.add(connection)
-            gevent.spawn(self._send_pages, connection, following, feeds, latest, id_)
-
-    def _send_pages(
-        self,
-        connection: Connection,
-        following: Following,
-        feeds: list[Feed],
-        latest: list[Feed],
-        id_: int,
-    ) -> None:
-        """Bring a client whose cursor is older than the feeds up to them, page by page from the bus."""
-        fanout, epoch = following.fanout, following.epoch
-        rules = [feed.rules for feed in (*feeds, *latest)]
-        try:
-            while connection.fd >= 0 and any(feed.floor > fanout.behind(id_) for feed in feeds):
-                page = following.read_after(rules, id_)
-                if following.epoch != epoch or page.clock.epoch != epoch:
-                    connection.send_reset(feeds, "restarted")
-                    connection.send_newest(latest)
-                    id_ = fanout.id_of(fanout.key)
-                    break
-                gaps = [feed for feed in feeds if page.logs[feed.channel].floor > id_]
-                if gaps:
-                    connection.send_reset(gaps, "expired", fanout.behind(id_))
-                # What this hub has not seen itself yet comes from its feeds.
-                id_ = min(page.bound, fanout.id_of(fanout.key))
-                connection.send_page(page, id_)
-                connection.wait_until_sent()
-                if id_ >= page.clock.id:
-                    break  # there is no more, also where the floor is ahead of a clock that was set back
-        except OSError as exc:
-            self.close(connection, left(exc))
-        except BusUnavailable as exc:
-            self.close(connection, f"its history could not be read: {exc}")
-        finally:
-            connection.pager = None
-            self.paging.discard(connection)
-        if connection.fd >= 0:
-            reached = [max(feed.floor, feed.key_at(id_)) for feed in feeds]
-            connection.position = min(max(fanout.behind(id_), *reached), fanout.key)
-            connection.catch_up()
-
-    def _wait_no_longer(self, connection: Connection) -> Handover | None:
-        handover, connection.opening = connection.opening, None
-        if handover is not None:
+    def _wait_no_longer(self, connection: Connection) -> None:
+        if connection.opening is not None:
+            connection.opening = None
             self.opening.pop(connection, None)
             for feed in connection.audience.feeds:
                 waiting = self.waiting.get(feed, {})
                 waiting.pop(connection, None)
                 if not waiting:
                     self.waiting.pop(feed, None)
-        return handover
 
     def _engine(self, handover: Handover) -> Engine:
         offload = handover.offload
@@ -642,10 +568,6 @@ def _capacity(settings: Settings) -> int:
 def _period(engine: Engine) -> int:
     """Return the seconds between two visits to one of its connections."""
     return 1 if engine.timeout is not None or engine.heartbeat is None else max(1, round(engine.heartbeat))
-
-
-def _keeps_any(feeds: Iterable[Feed]) -> bool:
-    return any(feed.keeps for feed in feeds)
 
 
 def _address(handover: Handover) -> str:

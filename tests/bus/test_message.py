@@ -15,6 +15,7 @@ from gunicorn_realtime.bus.message import (
     decode_body,
     encode,
     encode_body,
+    parse_cursor,
 )
 from gunicorn_realtime.errors import ProtocolError
 from gunicorn_realtime.protocols import sse
@@ -113,3 +114,26 @@ def test_message_is_encoded_once_for_each_encoding():
     assert [message.encoded("shout", shout) for _ in range(3)] == [b"HELLO"] * 3
     assert message.encoded("other", lambda message: message.data) == b"hello"
     assert calls == [message]
+
+
+def test_cursor_of_a_message_names_its_epoch_and_its_id():
+    assert parse_cursor(Stamp("a1b2c3", 1700000000000001, 1).cursor) == ("a1b2c3", 1700000000000001)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "1",
+        "a1b2c3-",
+        "-1",
+        "a1b2c3-x",
+        "a1-b2-3",
+        "a1b2c3-1\n",
+        "a1b2c3-\u0661",
+        "a1b2c3-" + "1" * 17,
+    ],
+)
+def test_what_can_be_no_cursor_is_none(text):
+    assert parse_cursor(text) is None

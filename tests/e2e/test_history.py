@@ -13,7 +13,7 @@ import redis
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing, Publisher
 from gunicorn_realtime.errors import BusUnavailable
-from tests.clients import SSEClient, Swarm
+from tests.clients import SSEClient, Swarm, connect
 from tests.e2e.conftest import bus_of
 from tests.servers import RedisServer
 from tests.waiting import wait_until
@@ -36,6 +36,9 @@ class KeptFlow:
 
     def send(self, *texts: str) -> list[str | None]:
         return self._publisher.send([Outgoing(self._channel, text.encode()) for text in texts])
+
+    def cursor(self) -> str:
+        return self._publisher.read_clock().cursor
 
     def _run(self) -> None:
         number = 0
@@ -72,6 +75,10 @@ def site(request, plain):
 
 def resume(server, cursor: str, path: str = "/sse/news" + KEPT) -> SSEClient:
     return SSEClient(server.address, path, {"Last-Event-ID": cursor})
+
+
+def id_of(cursor: str) -> int:
+    return int(cursor.partition("-")[2])
 
 
 def test_every_event_has_an_id_and_a_returning_client_gets_what_it_missed(site):
@@ -198,6 +205,19 @@ def test_current_value_comes_without_a_reset_to_who_returns_with_any_cursor(site
     flow.stop()
 
 
+def test_poll_of_several_current_values_is_answered_with_one(site):
+    one, two = KeptFlow(site, "one"), KeptFlow(site, "two")
+    one.send("1")
+    two.send("2")
+
+    with connect(site.address) as sock:
+        sock.sendall(b"GET /poll/one/two?history=1&latest=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.endswith(b"Content-Length: 1\r\n\r\n1")
+    one.stop()
+    two.stop()
+
+
 def test_slow_client_of_latest_values_gets_the_newest(site):
     flow = KeptFlow(site, "quote", history=1)
     path = "/sse/quote?history=1&latest=1"
@@ -289,6 +309,29 @@ def test_flushed_redis_is_noticed(plain, redis_server):
         flow.send("after")
 
         assert client.next_event().event == "reset"
+    flow.stop()
+
+
+def test_flushed_redis_is_noticed_also_while_nothing_is_published(plain, redis_server):
+    server = plain(bus=redis_server.url)
+    with SSEClient(server.address, "/sse/news" + KEPT) as client:
+        client.read_until(lambda: client.last_event_id)
+
+        redis_server.cli("flushall")
+
+        assert client.next_event().event == "reset"
+
+
+def test_cursor_that_is_newer_than_what_the_hub_has_seen_is_waited_for(site):
+    flow = KeptFlow(site)
+    with SSEClient(site.address, "/sse/news" + KEPT) as client:
+        client.read_until(lambda: client.last_event_id)
+        since = id_of(client.last_event_id)
+        wait_until(lambda: id_of(flow.cursor()) > since + 2_000_000)  # so long nothing is published
+
+        with resume(site, flow.cursor()) as later:  # as of a page that is new
+            flow.send("after")
+            assert later.next_event().data == "after"
     flow.stop()
 
 

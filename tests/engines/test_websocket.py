@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from gunicorn_realtime.bus.message import Message, Reset, Stamp
+from gunicorn_realtime.bus.message import Message, Stamp
 from gunicorn_realtime.engines.base import make_engine
 from gunicorn_realtime.engines.websocket import WebSocket
 from gunicorn_realtime.protocols.websocket_deflate import Deflate
@@ -89,7 +89,7 @@ def test_heartbeat_is_a_ping_and_moves_the_cursor_of_who_has_one():
 
 def test_reset_names_the_channels_where_there_is_a_place_for_it():
     engine = WebSocket({"envelope": "json"})
-    in_feed = Message("news", b"", reset=Reset("restarted", "e-7"))
+    in_feed = Message("news", b"", reset="restarted")
 
     assert read_fields(engine.reset(["a", "b"], "expired", None)) == {
         "id": None,
@@ -98,7 +98,7 @@ def test_reset_names_the_channels_where_there_is_a_place_for_it():
         "data": {"channels": ["a", "b"], "reason": "expired"},
     }
     fields = read_fields(engine.encode(in_feed))
-    assert (fields["id"], fields["data"]) == ("e-7", {"channels": ["news"], "reason": "restarted"})
+    assert (fields["id"], fields["data"]) == (None, {"channels": ["news"], "reason": "restarted"})
     assert WebSocket({}).encode(in_feed) == b""
 
 

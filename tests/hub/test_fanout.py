@@ -77,6 +77,22 @@ def test_channel_that_is_named_twice_is_delivered_once(hub, client):
     assert connection.messages == 1
 
 
+def test_last_of_many_gets_each_message_once(hub, make_client):
+    engine = LineEngine()
+    clients = [make_client() for _ in range(8)]
+    connections = [hub.give(client, handover("a"), engine) for client in clients]
+    hub.bus.publish("a", b"1")
+    hub.settle()
+    for connection in connections[1:]:
+        hub.close(connection, "")
+
+    for data in (b"2", b"3"):
+        hub.bus.publish("a", data)
+    hub.settle()
+
+    assert clients[0].read() == b"1\n2\n3\n"
+
+
 def test_connection_that_follows_nothing_lives_and_leaves(hub, make_client):
     client = make_client()
     connection = hub.give(client, handover(head=b"head"), LineEngine())

@@ -96,6 +96,37 @@ def test_message_without_an_id_is_not_kept():
     assert keys(feed, 0) == [1, 3]
 
 
+def test_message_without_an_id_is_only_for_who_was_there_when_it_came():
+    feed = Feed(Channel("news", history=10, ttl=60.0), 0)
+    for key in (1, 3, 5):
+        feed.append(key, stamped(key), 1_000_000)
+        feed.append(key + 1, Message("news", b"plain"), 1_000_000)
+
+    assert sorted(key for key, _ in feed.missed(1, came=4)) == [3, 5, 6]
+
+
+def test_hole_stays_one_when_its_notice_is_gone():
+    feed = Feed(Channel("news", history=2, ttl=60.0), 0)
+    feed.append(1, stamped(1), 1_000_000)
+    feed.append(10, Message("news", b"", reset="expired"), 1_000_000)
+    for key in (11, 12, 13):
+        feed.append(key, stamped(key), 1_000_000)
+        feed.trim(None)
+
+        assert feed.floor >= 10
+        assert keys(feed, 0)[0] > 10
+
+
+def test_current_value_stays_while_somebody_needs_what_came_behind_it_without_an_id():
+    feed = Feed(Channel("quote", 1, 60.0, SlowClient.LATEST), 0)
+    feed.append(1, stamped(1), 1_000_000)
+    feed.append(2, Message("quote", b"plain"), 1_000_000)
+
+    for needed in (1, 7, None):  # 7: of another feed
+        feed.trim(needed)
+        assert feed.value is not None
+
+
 def test_feed_of_latest_values_gives_the_newest_only():
     feed = Feed(Channel("quote", 1, 60.0, SlowClient.LATEST), 0)
     for id_ in (1, 2, 3):

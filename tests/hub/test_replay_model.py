@@ -1,8 +1,8 @@
 """Whatever happens to clients, hubs and the bus: every message comes once and in order, or a reset says that not.
 
-Each round is a seeded random story: a real hub with real sockets on a bus in memory, whose connections
-stall, break and lose messages, and which itself is flushed or comes back from an older state. A client
-is a chain of connections, each of which continues behind the cursor of the one before.
+Each round is a seeded random story: one or two real hubs with real sockets on a bus in memory, whose
+connections stall, break and lose messages, and which itself is flushed or comes back from an older state.
+A client is a chain of connections, each of which continues behind the cursor of the one before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -34,10 +34,10 @@ from gunicorn_realtime.bus.client import (
     Unsubscribed,
 )
 from gunicorn_realtime.bus.history import History, LogRead, make_epoch
-from gunicorn_realtime.bus.message import MAGIC, Message, Stamp, decode_body, encode_body
+from gunicorn_realtime.bus.message import MAGIC, Message, Stamp, decode_body, encode_body, parse_cursor
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.errors import BusUnavailable
-from gunicorn_realtime.hub import fanout, following
+from gunicorn_realtime.hub import fanout, following, histories
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.hub.following import Following
 from gunicorn_realtime.plumbing.handover import Handover
@@ -72,6 +72,7 @@ class MemoryBus:
         self.history = History()
         self.newest = Clock("", 0)
         self.epochs: list[str] = []
+        self.inherited: list[int | None] = []  # the value with which each epoch began
         self.saved = copy.deepcopy(self.history)
         self.is_up = True
         self.lives = 0  # connections of one life are lost with it
@@ -82,19 +83,22 @@ class MemoryBus:
     def advance(self, step: int, seen: Clock) -> Clock:
         self.now += self.choices.choice((0, 1, 1000))
         history = self.history
-        if history.epoch == seen.epoch and history.id < seen.id:
+        if self.has_gone_back_behind(seen):
             history.epoch = make_epoch()
-        clock = Clock(history.epoch, history.advance(self.now, step))
-        if clock.epoch not in self.epochs:
-            self.epochs.append(clock.epoch)
-        self.newest = clock
-        return clock
+            self.save()  # an older epoch does not come back: nobody could tell
+        if history.epoch not in self.epochs:
+            self.epochs.append(history.epoch)
+            self.inherited.append(self.value())
+        self.newest = Clock(history.epoch, history.advance(self.now, step))
+        return self.newest
 
-    def publish(self, channel: Channel, data: bytes) -> Stamp | None:
+    def value(self) -> int | None:
+        """Return the number of the current value."""
+        entries = self.history.snapshot(self.now, b"latest", 1, round(TTL * SECOND)).entries
+        return _number(decode_body("latest", entries[0].body).data.decode()) if entries else None
+
+    def publish(self, channel: Channel, data: bytes) -> Stamp:
         name = channel.name.encode()
-        if not channel.history:
-            self.push(channel.name, data)
-            return None
         self.advance(0, self.newest)
         body = encode_body(data)
         entry = self.history.add(self.now, name, body, b"", channel.history, round(channel.ttl * SECOND))
@@ -121,22 +125,20 @@ class MemoryBus:
 
     def flush(self) -> None:
         self.history = History()
-        self.save()  # an older epoch does not come back: nobody could tell
+        self.save()
 
     def save(self) -> None:
         self.saved = copy.deepcopy(self.history)
 
     def restore(self, seconds: int) -> None:
-        """Come back from what was saved, so many seconds ago by its own clock.
-
-        Somebody who knows better speaks to it first: else nobody could tell.
-        """
+        """Come back from what was saved, so many seconds ago by its own clock."""
         self.stop()
         self.history = copy.deepcopy(self.saved)
         self.now -= seconds * SECOND
         self.is_up = True
-        self.advance(0, self.newest)
-        self.save()
+
+    def has_gone_back_behind(self, clock: Clock) -> bool:
+        return self.history.epoch == clock.epoch and self.history.id < clock.id
 
 
 class MemoryPublisher:
@@ -179,6 +181,10 @@ class MemoryPublisher:
 
         return self._ask(tick, step=1)
 
+    def note_seen(self, clock: Clock) -> None:
+        if clock.epoch == self._seen.epoch and clock.id > self._seen.id:
+            self._seen = clock
+
     def close(self) -> None:
         pass
 
@@ -186,9 +192,10 @@ class MemoryPublisher:
         """Run a command on the bus, some way off."""
         bus, life = self.bus, self.bus.lives
         self._travel(life)
-        self._seen = bus.advance(step, self._seen)
-        answer = run(self._seen, bus.history, bus.now)
+        clock = bus.advance(step, self._seen)
+        answer = run(clock, bus.history, bus.now)
         self._travel(life)
+        self._seen = clock
         return answer
 
     def _travel(self, life: int) -> None:
@@ -287,14 +294,14 @@ class LineEngine(Engine):
 
     def encode(self, message: Message) -> bytes:
         if message.reset:
-            return self.reset([message.channel], message.reset.reason, message.reset.cursor)
+            return self.reset([message.channel], message.reset)
         cursor = message.stamp.cursor if message.stamp else ""
         return b"message;%b;%b\n" % (cursor.encode(), message.data)
 
     def beat(self, cursor: str | None = None) -> bytes:
         return f"cursor;{cursor or ''};\n".encode()
 
-    def reset(self, channels: Iterable[str], reason: str, cursor: str | None) -> bytes:
+    def reset(self, channels: Iterable[str], reason: str, cursor: str | None = None) -> bytes:
         return f"reset;{cursor or ''};{reason},{','.join(channels)}\n".encode()
 
 
@@ -305,17 +312,16 @@ class Chain:
         self.channels = channels
         self.client: Client | None = None
         self.reads = True
-        self.first = ""  # cursor
-        self.cursor: str | None = None
+        self.cursors: list[str] = []
         self.seen: list[tuple[str, str, str]] = []  # kind, cursor, the rest
         self.parsed = 0
 
-    def connect(self, hub: HubUnderTest, engine: Engine) -> None:
+    def connect(self, hub: HubUnderTest, place: int, engine: Engine) -> None:
         self.client = Client()
         self.parsed = 0
         self.reads = True
-        self.seen.append(("connection", "", ""))
-        offload = Offload("sse", self.channels, ADDRESS, {}, self.cursor)
+        self.seen.append(("connection", "", str(place)))
+        offload = Offload("sse", self.channels, ADDRESS, {}, self.cursors[-1] if self.cursors else None)
         hub.take(
             self.client.give_to_hub(), engine, Handover(offload, ("", 0), ("", 0), False, False, b"", b"")
         )
@@ -329,9 +335,8 @@ class Chain:
         for line in received[self.parsed : end].decode().splitlines():
             kind, cursor, rest = line.split(";")
             self.seen.append((kind, cursor, rest))
-            self.cursor = cursor or self.cursor
-            if kind != "message":  # a current value is older than where the client stands
-                self.first = self.first or cursor
+            if cursor:
+                self.cursors.append(cursor)
         self.parsed = max(self.parsed, end)
         if client.is_at_end:
             self.leave()
@@ -340,7 +345,7 @@ class Chain:
         if self.client is not None:
             self.client.close()
             self.client = None
-        if self.cursor is None:
+        if not self.cursors:
             self.seen.clear()  # it comes back as a new one
 
 
@@ -377,13 +382,18 @@ class Story:
         self.second = 0
         self.later = 0.0  # seconds that have passed only for the hub
         self.told: list[str] = []
-        self.start_hub()
+        self.hubs = [self.start_hub() for _ in range(choices.choice((1, 1, 2)))]
 
-    def start_hub(self) -> None:
-        self.hub = HubUnderTest(LIMITS, self.lines)
-        self.hub.followings.clear()
-        self.hub.announced = ADDRESS
-        self.following: Following = self.hub._following(ADDRESS)
+    def start_hub(self) -> HubUnderTest:
+        hub = HubUnderTest(LIMITS, self.lines)
+        hub.followings.clear()
+        hub.announced = ADDRESS
+        hub._following(ADDRESS)
+        return hub
+
+    @property
+    def followings(self) -> list[Following]:
+        return [hub.followings[ADDRESS] for hub in self.hubs]
 
     # What happens.
 
@@ -392,23 +402,36 @@ class Story:
             for _ in range(self.choices.choice((1, 1, 1, 5))):
                 self.publish_to(self.choice(self.channels))
 
-    def publish_to(self, channel: Channel) -> None:
+    def publish_to(self, channel: Channel, is_plain: bool = False) -> None:
         data = b"%d %b" % (len(self.log), b"x" * self.choice(MESSAGE_SIZES))
-        self.log.append((channel, self.bus.publish(channel, data)))
+        stamp = None
+        if is_plain or not channel.history:
+            self.bus.push(channel.name, data)
+        else:
+            stamp = self.bus.publish(channel, data)
+        self.log.append((channel, stamp))
+
+    def publish_plainly(self) -> None:
+        if self.bus.is_up:
+            self.publish_to(self.choice(self.channels), is_plain=True)
 
     def publish_after_a_loss(self) -> None:
         """The subscription loses a message; the next one of its channel shows it."""
         channel = self.choice(self.channels[:2])
         if not self.bus.is_up or not self.bus.subscriptions:
             return
-        subscription = self.bus.subscriptions[0]
+        subscription = self.choice(self.bus.subscriptions)
         subscription.loses = channel.name in subscription.channels
         self.publish_to(channel)
         self.publish_to(channel)
 
     def client_comes(self) -> None:
         if away := [chain for chain in self.chains if chain.client is None]:
-            self.choice(away).connect(self.hub, self.engine)
+            self.connect(self.choice(away))
+
+    def connect(self, chain: Chain) -> None:
+        place = self.choices.randrange(len(self.hubs))
+        chain.connect(self.hubs[place], place, self.engine)
 
     def client_is_cut(self) -> None:
         if chain := self.connected():
@@ -425,16 +448,18 @@ class Story:
             chain.reads = True
 
     def hub_is_killed(self) -> None:
-        self.end_hub()
-        self.start_hub()
+        place = self.choices.randrange(len(self.hubs))
+        self.end_hub(self.hubs[place])
+        self.hubs[place] = self.start_hub()
+        self.see_that_it_can_be_noticed()
 
     def subscription_is_cut(self) -> None:
-        for subscription in list(self.bus.subscriptions):
-            subscription.close()
+        if self.bus.subscriptions:
+            self.choice(self.bus.subscriptions).close()
 
     def subscription_stalls(self) -> None:
-        for subscription in self.bus.subscriptions:
-            subscription.stall(True)
+        if self.bus.subscriptions:
+            self.choice(self.bus.subscriptions).stall(True)
 
     def subscription_goes_on(self) -> None:
         for subscription in self.bus.subscriptions:
@@ -453,12 +478,13 @@ class Story:
         self.bus.is_up = True
 
     def tick(self) -> None:
-        gevent.spawn(self.following._tick)
+        gevent.spawn(self.choice(self.followings)._tick)
 
     def second_passes(self) -> None:
         self.second += 1
         self.later += self.choice((0.0, 0.0, 100.0))
-        self.hub._tick(self.second, time.monotonic() + self.later)
+        for hub in self.hubs:
+            hub._tick(self.second, time.monotonic() + self.later)
 
     def time_passes(self) -> None:
         self.bus.now += self.choice((SECOND, 30 * SECOND, 100 * SECOND))
@@ -474,6 +500,13 @@ class Story:
 
     def bus_is_restored(self) -> None:
         self.bus.restore(self.choice((0, 5, 200)))
+        self.see_that_it_can_be_noticed()
+
+    def see_that_it_can_be_noticed(self) -> None:
+        """Who speaks first to a bus that has gone back must have seen more of it: else nobody can tell."""
+        hubs_know = [self.bus.has_gone_back_behind(_seen_by(each)) for each in self.followings]
+        if self.bus.has_gone_back_behind(self.bus.newest) and not all(hubs_know):
+            self.bus.advance(0, self.bus.newest)  # a publisher does
 
     def turn(self) -> None:
         for _ in range(self.choice((1, 1, 2, 5, 20))):
@@ -497,6 +530,7 @@ class Story:
     def run(self) -> None:
         calm = {
             self.publish: 12,
+            self.publish_plainly: 2,
             self.publish_after_a_loss: 1,
             self.client_comes: 6,
             self.client_is_cut: 3,
@@ -533,19 +567,19 @@ class Story:
         for chain in self.chains:
             chain.reads = True
         self.turn_until(self.is_settled)
-        self.tick()
+        for hub in self.hubs:
+            hub.followings[ADDRESS]._tick()
         self.turn_until(self.is_settled)
 
     def is_settled(self) -> bool:
-        hub = self.hub
         self.all_read()
         for chain in self.chains:
             if chain.client is None:
-                chain.connect(hub, self.engine)
+                self.connect(chain)
         return (
-            not (hub.slice_is_due or hub.lagging or hub.paging or hub.opening)
-            and all(feed.held is None for feed in self.following.feeds.values())
-            and any(s.is_waiting and not s.replies for s in self.bus.subscriptions)
+            not any(_is_busy(hub) for hub in self.hubs)
+            and all(feed.held is None for each in self.followings for feed in each.feeds.values())
+            and sum(s.is_waiting and not s.replies for s in self.bus.subscriptions) == len(self.hubs)
             and not any(chain.client is None for chain in self.chains)
         )
 
@@ -557,12 +591,13 @@ class Story:
             gevent.sleep(A_TURN)
             held = held + 1 if condition() else 0
 
-    def end_hub(self) -> None:
-        self.following.close()
-        self.hub.close_all()
+    def end_hub(self, hub: HubUnderTest) -> None:
+        hub.followings[ADDRESS].close()
+        hub.close_all()
 
     def end(self) -> None:
-        self.end_hub()
+        for hub in self.hubs:
+            self.end_hub(hub)
         for chain in self.chains:
             chain.leave()
 
@@ -580,11 +615,16 @@ class Story:
                 assert not [event for event in chain.seen if event[0] == "reset"]
 
     def begin(self, chain: Chain) -> int:
-        """Return the number of the first message published behind the chain's first cursor."""
-        if not chain.first:
+        """Return the number of the first message published behind the chain's first cursor.
+
+        Before that comes nothing but current values and what has no id.
+        """
+        if not chain.cursors:
             return len(self.log)
-        epoch, _, id = chain.first.rpartition("-")
-        first = self.bus.epochs.index(epoch), int(id)
+        first_kind = next(kind for kind, cursor, _ in chain.seen if cursor)
+        assert first_kind != "message"
+        epoch, id_ = parse_cursor(chain.cursors[0])
+        first = self.bus.epochs.index(epoch), id_
         for number, (_, stamp) in enumerate(self.log):
             if stamp and (self.bus.epochs.index(stamp.epoch), stamp.id) > first:
                 return number
@@ -592,50 +632,71 @@ class Story:
 
     def check_complete(self, chain: Chain, channel: Channel) -> None:
         begin = self.begin(chain)
-        expected = deque(n for n, (c, _) in enumerate(self.log) if c is channel and n >= begin)
+        published = [number for number, (_, stamp) in enumerate(self.log) if stamp and number >= begin]
+        expected = deque(number for number in published if self.log[number][0] is channel)
         is_reset = False
-        for kind, _, rest in chain.seen:
+        for kind, cursor, rest in chain.seen:
             if kind == "reset" and channel.name in rest.split(",")[1:]:
                 is_reset = True
-            elif kind == "message" and self.log[number := _number(rest)][0] is channel:
+            elif kind == "message" and cursor and self.log[number := _number(rest)][0] is channel:
                 missing = []
                 while expected and expected[0] < number:
                     missing.append(expected.popleft())
                 assert is_reset or not missing, f"{channel.name}: {missing} missing before {number}"
-                if expected and expected[0] == number:
-                    expected.popleft()
+                assert expected and expected.popleft() == number, f"{number} is twice, or older than {begin}"
                 is_reset = False
         assert is_reset or not expected, f"{channel.name}: {list(expected)} missing at the end"
 
     def check_order(self, chain: Chain) -> None:
-        kept, plain, latest = [], [], []
+        kept: list[int] = []
+        plain: defaultdict[tuple[str, Channel], list[int]] = defaultdict(list)
+        hub = ""
         for kind, cursor, rest in chain.seen:
             if kind == "connection":
-                plain.clear()  # what has no id may come again on the next connection
-            if kind != "message":
-                continue
-            number = _number(rest)
-            channel, stamp = self.log[number]
-            if channel.slow_client is SlowClient.LATEST:
-                # An older value may be the current one of a bus that has gone back: that is a new epoch.
-                latest.append((self.bus.epochs.index(cursor.partition("-")[0]), number))
-            else:
-                (kept if stamp else plain).append(number)
-            assert plain == sorted(set(plain)), f"not in order, or twice: {plain}"
-        assert kept == sorted(set(kept)), f"not in order, or twice: {kept}"
-        assert latest == sorted(latest), f"not in order: {latest}"
+                hub = rest
+            elif kind == "message":
+                number = _number(rest)
+                channel, stamp = self.log[number]
+                if channel.slow_client is SlowClient.LATEST:
+                    continue
+                assert bool(cursor) == bool(stamp)
+                if stamp:
+                    kept.append(number)
+                else:  # it may come again from a hub that is behind the one before
+                    plain[hub, channel].append(number)
+        for numbers in (kept, *plain.values()):
+            assert numbers == sorted(set(numbers)), f"not in order, or twice: {numbers}"
 
     def check_latest(self, chain: Chain, channel: Channel) -> None:
-        kept = self.bus.history.snapshot(self.bus.now, channel.name.encode(), 1, _ttl(channel)).entries
-        if kept:
-            message = decode_body(channel.name, kept[0].body)
-            of_channel = [
-                number
-                for kind, _, rest in chain.seen
-                if kind == "message" and self.log[number := _number(rest)][0] is channel
-            ]
-            number = _number(message.data.decode())
-            assert of_channel[-1:] == [number], f"the last value is {number}, not {of_channel[-1:]}"
+        numbers = [_number(rest) for kind, _, rest in chain.seen if kind == "message"]
+        numbers = [number for number in numbers if self.log[number][0] is channel]
+        values = [number for number in numbers if self.log[number][1]]  # what has no id never is one
+        value = self.bus.value()
+        if value is not None:
+            is_behind_newer = numbers[-1] > value and not self.log[numbers[-1]][1] if numbers else False
+            assert values[-1:] == [value] or is_behind_newer, f"the last value is {value}, not {numbers[-1:]}"
+        # A value is as old as the bus, which may have gone back: an epoch begins with what it has found.
+        epoch, newest = 0, -1
+        for number in values:
+            while number < newest or not self.was_value(number, epoch):
+                epoch, newest = epoch + 1, -1
+                assert epoch < len(self.bus.epochs), f"{number} is older than those before it: {values}"
+            newest = number
+
+    def was_value(self, number: int, epoch: int) -> bool:
+        """Return whether a value was the current one at some time of an epoch."""
+        _, stamp = self.log[number]
+        assert stamp
+        return stamp.epoch == self.bus.epochs[epoch] or number == self.bus.inherited[epoch]
+
+
+def _seen_by(following: Following) -> Clock:
+    return Clock(following.epoch or "", following.seen)
+
+
+def _is_busy(hub: HubUnderTest) -> bool:
+    is_paging = any(connection.pager for connection in hub.connections.values())
+    return bool(hub.slice_is_due or hub.lagging or hub.opening or is_paging)
 
 
 def _number(data: str) -> int:
@@ -652,8 +713,8 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(following, "RECONNECT", (A_TURN, A_TURN))
         patch.setattr(following, "MAX_RECONNECT", A_TURN)
         patch.setattr(following, "TICK_INTERVAL", 1e9)  # when the story says so
-        patch.setattr(following, "CHANNELS_PER_READ", 2)
-        patch.setattr(following, "MESSAGES_PER_READ", 3)
+        patch.setattr(histories, "CHANNELS_PER_READ", 2)
+        patch.setattr(histories, "MESSAGES_PER_READ", 3)
         yield patch
 
 
