@@ -95,9 +95,10 @@ def plain(bus_directory, gunicorn) -> Callable[..., GunicornServer]:
 def site(bus_directory, gunicorn, tmp_path) -> Callable[..., GunicornServer]:
     """Start the Django site, on a local bus."""
 
-    def start(*arguments: str, **options) -> GunicornServer:
-        env = {"BUS": f"local:{bus_directory}", "DATABASE": str(tmp_path / "site.sqlite3")}
-        server = gunicorn(DJANGO_APP, *arguments, env=env, **options)
+    def start(*arguments: str, env: dict[str, str] | None = None, **options) -> GunicornServer:
+        database = str(tmp_path / "site.sqlite3")
+        environment = {"BUS": f"local:{bus_directory}", "DATABASE": database, **(env or {})}
+        server = gunicorn(DJANGO_APP, *arguments, env=environment, **options)
         server.wait_for_log("serving the local bus")
         return server
 

@@ -1,4 +1,4 @@
-"""A Django site in one file whose views use the database before they offload, for load tests.
+"""A Django site in one file whose views use the database or the session before they offload.
 
 Environment: DATABASE (path of an SQLite file) and BUS.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 
 import django
 from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
@@ -26,9 +28,11 @@ settings.configure(
         }
     },
     INSTALLED_APPS=["django_realtime"],
+    MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
     REALTIME={"BUS": os.environ["BUS"]},
     ROOT_URLCONF=__name__,
     SECRET_KEY="for this test only",
+    SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
 )
 django.setup()
 
@@ -77,6 +81,29 @@ def publish(request):
     return HttpResponse("published")
 
 
+def login(request):
+    request.session[SESSION_KEY] = request.GET["user"]
+    request.session["id"] = uuid.uuid4().hex  # or two sessions of a user could be the same cookie
+    return HttpResponse("logged in")
+
+
+def own_channels(request):
+    return ["news", f"user-{request.session[SESSION_KEY]}"]
+
+
+def name(request):
+    return f"{request.session[SESSION_KEY]}: "
+
+
+def disconnect(request):
+    """End the connections of a user, or of whoever asks."""
+    if user := request.GET.get("user"):
+        realtime.disconnect(user=user)
+    else:
+        realtime.disconnect(session=request.session.session_key, code=4000)
+    return HttpResponse("disconnected")
+
+
 def plain_stream(request):
     """What a site does without us: one greenlet or thread for each client."""
     import redis
@@ -100,6 +127,10 @@ urlpatterns = [
     path("release", release),
     path("burn", burn),
     path("publish", publish),
+    path("login", login),
+    path("own/events", realtime.sse(own_channels)),
+    path("own/websocket", realtime.websocket(own_channels, publish="news", prefix=name)),
+    path("disconnect", disconnect),
     path("plain_stream", plain_stream),
 ]
 application = WSGIHandler()

@@ -89,6 +89,25 @@ def test_proxy_may_hold_as_many_connections_as_it_likes(plain):
         client.close()
 
 
+def test_one_user_holds_no_more_connections_than_each_may(plain):
+    server = plain(env={"GUNICORN_REALTIME_CONNECTIONS_PER_USER": "2"})
+    held = [SSEClient(server.address, "/sse/news?user=7") for _ in range(2)]
+
+    with SSEClient(server.address, "/sse/news?user=7") as refused:
+        assert_refused(refused)
+    websocket = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    websocket["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+    response = http_get(server.address, "/websocket/news?user=7", websocket)
+    assert response.status == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert (response.headers["Set-Cookie"], response.headers["Upgrade"]) == ("a=b", None)
+    with SSEClient(server.address, "/sse/news?user=8") as other:
+        other.read_until(lambda: other.retry)
+        assert not other.closed
+    for client in held:
+        client.close()
+
+
 def test_hub_refuses_before_its_descriptors_run_out(plain):
     server = plain(prefix=["prlimit", "--nofile=400:400"])
 
