@@ -9,7 +9,7 @@ from django.urls import reverse
 from playwright.sync_api import Page, Route, WebSocketRoute, expect
 
 import django_realtime as realtime
-from django_realtime.inline import CURSOR
+from gunicorn_realtime.bus.message import CURSOR
 from testproject.settings import REALTIME as DEMO
 
 
