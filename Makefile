@@ -24,6 +24,10 @@ format: $(VENV)/.installed-dev ## rewrite the sources as ruff formats them
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+autobahn: $(VENV)/.installed-dev ## WebSocket's conformance, 517 cases in 20 minutes; CASES="7.* 12.1.1"
+	@scripts/debian-packages
+	@scripts/autobahn $(VENV) $(CASES)
+
 bench: ## the hub beside its peers in one table; ARGS="bars" and more: ARGS=--help
 	@scripts/bench .venv-bench "$(PYTHON)" $(ARGS)
 
@@ -40,4 +44,4 @@ $(VENV)/.installed-dev: pyproject.toml
 	@scripts/make-venv $(VENV) "$(PYTHON)" -e '.[test,lint]'
 	@touch $(VENV)/.installed $@
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format autobahn bench clean
