@@ -23,7 +23,7 @@ def test_durations_may_be_fractions():
     assert Settings.from_environ({"GUNICORN_REALTIME_HEAD_TIMEOUT": "0.5"}).head_timeout == 0.5
 
 
-@pytest.mark.parametrize("name", ["CONNECTIONS", "CONNECTIONS_PER_ADDRESS"])
+@pytest.mark.parametrize("name", ["CONNECTIONS", "CONNECTIONS_PER_ADDRESS", "CONNECTIONS_PER_USER"])
 def test_zero_connections_mean_no_limit(name):
     assert getattr(Settings.from_environ({PREFIX + name: "0"}), name.lower()) == 0
 

@@ -33,6 +33,7 @@ from ..protocols import resp
 from .address import BusAddress
 from .commands import execute
 from .history import History
+from .message import MAX_HEADER_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class LocalBus:
 
     Args:
         directory: Absolute path; made if missing, but not its parents.
-        max_message_size: The longest payload, in bytes; who sends more is disconnected.
+        max_message_size: Bytes of the largest message, without its envelope; who sends more is disconnected.
     """
 
     def __init__(self, directory: str, max_message_size: int = MAX_MESSAGE_SIZE) -> None:
@@ -270,7 +271,7 @@ class Client:
         self.name = b""
         self.is_quitting = False
         self._connection = connection
-        self._parser = resp.CommandParser(bus.max_message_size)
+        self._parser = resp.CommandParser(bus.max_message_size + MAX_HEADER_SIZE)
         self._backlog: deque[bytes] = deque()
         self._backlog_size = 0  # bytes
         self._has_ended = False

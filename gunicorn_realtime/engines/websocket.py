@@ -185,12 +185,13 @@ class WebSocket(Engine):
             self.disconnect(connection, CloseCode.UNSUPPORTED_DATA, "nothing is to be sent here")
             return
         data = conversation.prefix + data + conversation.suffix
-        if len(data) > (most := connection.hub.settings.message_size):
-            # No hub would take it from the bus.
+        following = connection.audience.following
+        if len(data) > (most := following.max_message_size):
+            # The bus would not take it, or no hub from the bus.
             reason = f"a message has {len(data)} bytes, more than {most}"
             self.disconnect(connection, CloseCode.MESSAGE_TOO_BIG, reason)
             return
-        connection.audience.following.outbox.put(
+        following.outbox.put(
             connection, [Outgoing(channel, data, is_binary=is_binary) for channel in conversation.publish]
         )
 

@@ -36,7 +36,7 @@ from ..bus.client import (
     Unsubscribed,
 )
 from ..bus.control import Disconnect
-from ..bus.local import LocalBus, own_local_bus
+from ..bus.local import MAX_MESSAGE_SIZE, LocalBus, own_local_bus
 from ..bus.message import Message, decode
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
@@ -95,7 +95,9 @@ class Following:
         self.delivered = delivered
         self.confirm = confirm
         self.disconnect = disconnect
-        self.max_message_size = max_message_size
+        self.max_message_size = (
+            min(max_message_size, MAX_MESSAGE_SIZE) if address.is_local else max_message_size
+        )
         self.feeds: dict[str, Feed] = {}
         self.idle: dict[Feed, float] = {}  # those that nobody follows any more, and since when
         self.local_bus: LocalBus | None = None

@@ -19,7 +19,8 @@ from gunicorn_realtime.bus import local
 from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing, Publisher, Received, Subscription
-from gunicorn_realtime.bus.local import LocalBus, local_directory, own_local_bus
+from gunicorn_realtime.bus.local import MAX_MESSAGE_SIZE, LocalBus, local_directory, own_local_bus
+from gunicorn_realtime.bus.message import MAX_HEADER_SIZE
 from gunicorn_realtime.errors import BusUnavailable
 from gunicorn_realtime.protocols.resp import encode_array, encode_bulk_string
 from tests.bus.conftest import TIMEOUT, follow
@@ -360,13 +361,22 @@ def test_message_over_the_limit_is_refused_with_the_reason(directory):
     bus = LocalBus(str(directory), max_message_size=1000)
     bus.try_own()
     publisher = Publisher(address_of(directory))
-    assert publisher.publish("news", bytes(1000)) == 0
-    for size in (1001, 4_000_000):
-        with pytest.raises(BusUnavailable, match=f"an argument has {size} bytes, more than 1000"):
+    most = 1000 + MAX_HEADER_SIZE
+    assert publisher.publish("news", bytes(most)) == 0
+    for size in (most + 1, 4_000_000):
+        with pytest.raises(BusUnavailable, match=f"an argument has {size} bytes, more than {most}"):
             publisher.publish("news", bytes(size))
     assert publisher.publish("news", b"hello") == 0
     publisher.close()
     bus.close()
+
+
+def test_message_of_the_largest_size_may_have_an_envelope(bus, directory):
+    publisher = Publisher(address_of(directory))
+    data = bytes(MAX_MESSAGE_SIZE)
+    for channel in (Channel("news"), Channel("news", 10, 60.0)):
+        publisher.send([Outgoing(channel, data, event="größe" * 40, is_binary=True)])
+    publisher.close()
 
 
 # Delivery

@@ -182,6 +182,20 @@ def test_message_that_is_too_large_closes_with_1009(server):
         assert wait_closed(client) == (1009, "a message has 1001 bytes, more than 1000")
 
 
+def test_message_that_the_local_bus_does_not_take_closes_its_own_connection_alone(plain, hold):
+    server = plain(env={"GUNICORN_REALTIME_MESSAGE_SIZE": "4000000"})
+    path, largest = "/websocket/room?max_size=4000000&history=10", bytes(1024 * 1024)
+    one, two = (hold(open_websocket(server, path, max_size=None)) for _ in range(2))
+
+    one.send(largest)
+    assert two.recv(TIMEOUT) == largest
+    one.send(largest + b".")
+    two.send("still here")
+
+    assert wait_closed(one) == (1009, "a message has 1048577 bytes, more than 1048576")
+    assert two.recv(TIMEOUT) == "still here"
+
+
 def test_message_that_inflates_to_too_much_closes_with_1009(server):
     (hub,) = server.hub_pids()
     before = memory_of(hub)
@@ -293,7 +307,7 @@ class Returning(threading.Thread):
             self.is_open.set()
             for text in client:
                 message = json.loads(text)
-                self.cursor = message["id"]
+                self.cursor = message["id"] or self.cursor
                 if message["event"] == "reset":
                     self.resets.append(message["data"])
                 elif message["event"] is None:

@@ -49,6 +49,7 @@ class Bus:
         self.idle: dict[Feed, float] = {}
         self.is_in_reach = True
         self.epoch: str | None = None
+        self.max_message_size = hub.settings.message_size
         self.outbox = Sent()
 
     def follow(self, channel: Channel) -> Feed:
