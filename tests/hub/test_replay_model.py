@@ -649,11 +649,12 @@ class Story:
 
     def check_order(self, chain: Chain) -> None:
         kept: list[int] = []
+        # Of what has no id a hub cannot know that another, which was ahead of it, has sent it already.
         plain: defaultdict[tuple[str, Channel], list[int]] = defaultdict(list)
-        hub = ""
+        place = ""  # of the hub
         for kind, cursor, rest in chain.seen:
             if kind == "connection":
-                hub = rest
+                place = rest
             elif kind == "message":
                 number = _number(rest)
                 channel, stamp = self.log[number]
@@ -662,8 +663,8 @@ class Story:
                 assert bool(cursor) == bool(stamp)
                 if stamp:
                     kept.append(number)
-                else:  # it may come again from a hub that is behind the one before
-                    plain[hub, channel].append(number)
+                else:
+                    plain[place, channel].append(number)
         for numbers in (kept, *plain.values()):
             assert numbers == sorted(set(numbers)), f"not in order, or twice: {numbers}"
 
@@ -673,9 +674,11 @@ class Story:
         values = [number for number in numbers if self.log[number][1]]  # what has no id never is one
         value = self.bus.value()
         if value is not None:
-            is_behind_newer = numbers[-1] > value and not self.log[numbers[-1]][1] if numbers else False
-            assert values[-1:] == [value] or is_behind_newer, f"the last value is {value}, not {numbers[-1:]}"
-        # A value is as old as the bus, which may have gone back: an epoch begins with what it has found.
+            last = max(numbers[-1:], default=-1)
+            is_hidden = last > value and last not in values  # by a newer message, which has no id
+            assert values[-1:] == [value] or is_hidden, f"the last value is {value}, not {last}"
+        # A bus that has gone back has an older value, which is the current one then: an epoch begins with
+        # what was found. Nothing else that is older may come.
         epoch, newest = 0, -1
         for number in values:
             while number < newest or not self.was_value(number, epoch):
