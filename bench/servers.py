@@ -104,6 +104,9 @@ def gevent_worker() -> Iterator[Target]:
 LIMIT = Server("limit", "`limit` (the reference, in C)", limit)
 HUB = Server("hub", "gunicorn-realtime", hub)
 HUB_WITH_HISTORY = Server("hub-history", "gunicorn-realtime, with history", hub_with_history)
+HUB_WEBSOCKET = Server(
+    "hub-ws", "gunicorn-realtime, WebSocket", partial(hub, path="/websocket/bench"), mode="ws"
+)
 GEVENT_WORKER = Server("gevent", "gunicorn's gevent worker", gevent_worker)
 
 

@@ -244,6 +244,22 @@ def test_heartbeat_moves_the_cursor(site):
     flow.stop()
 
 
+def test_cursor_of_a_page_that_is_made_now_is_no_hole_on_a_quiet_bus(plain, redis_server):
+    server = plain(bus=redis_server.url)
+    publisher = Publisher(bus_of(server))
+    with SSEClient(server.address, "/sse/news" + KEPT) as first:
+        first.read_until(lambda: first.last_event_id)
+        told = int(first.last_event_id.split("-")[1])
+        # Far beyond what the hub has seen, if its next tick is not just due.
+        page = wait_until(lambda: (clock := publisher.read_clock()).id > told + 2_000_000 and clock)
+
+        with SSEClient(server.address, f"/sse/news{KEPT}", headers={"Last-Event-ID": page.cursor}) as second:
+            second.read_until(lambda: second.last_event_id)
+            publisher.send([Outgoing(Channel("news", 100, 300.0), b"hello")])
+            assert second.next_event().data == "hello"
+    publisher.close()
+
+
 def test_killed_hub_loses_nothing_for_who_returns_with_a_cursor(plain, redis_server):
     server = plain(bus=redis_server.url)
     path = "/sse/news" + KEPT
