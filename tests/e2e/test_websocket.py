@@ -153,6 +153,18 @@ def test_envelope_says_where_a_message_belongs(server):
     assert binary == {"id": binary["id"], "channel": "kept", "event": None, "data": "/w==", "base64": True}
 
 
+def test_message_that_comes_with_the_request_is_not_lost(server):
+    data = b""
+
+    with clients.connect(server.address) as client:
+        client.sendall(request_head("/websocket", HANDSHAKE) + frame(Opcode.TEXT, b"early"))
+        while not data.endswith(b"\x81\x05early"):
+            data += (more := client.recv(65536))
+            assert more, "the server has closed the connection"
+
+    assert data.startswith(b"HTTP/1.1 101 ")
+
+
 # Refusals.
 
 
