@@ -9,6 +9,7 @@ WSTEST is the suite's program, a CASE is a group such as "7.*", or one of its ca
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,4 +121,5 @@ def problems_of(report: Report, count: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its servers end with it
     sys.exit(main(*sys.argv[1:]))
