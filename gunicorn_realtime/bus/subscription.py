@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,15 +135,13 @@ class Subscription:
         Raises:
             BusUnavailable: The connection is broken, or closed by us.
         """
-        with self._reading:
+        with self._reading, self._broken_errors():
             while True:
                 try:
                     return _read_reply(self._read_response(timeout))
                 except (redis.TimeoutError, TimeoutError):
                     if timeout is not None:
                         return None
-                except (redis.RedisError, OSError) as exc:
-                    raise self._broken_error(exc) from exc
 
     def read_all(self) -> list[Reply]:
         """Wait for what comes next, and return it with all that has come behind it.
@@ -156,7 +154,7 @@ class Subscription:
             if (reply := self.read()) is not None:
                 replies.append(reply)
         if self._replies is not None:
-            with self._reading:
+            with self._reading, self._broken_errors():
                 while (response := self._replies.gets()) is not False:
                     replies.append(_read_reply(response))
         return replies
@@ -188,8 +186,6 @@ class Subscription:
             if not data:
                 raise redis.ConnectionError("Connection closed by server.")
             self._replies.feed(data)
-        if isinstance(response, redis.ResponseError):
-            raise response
         return response
 
     def _write_channels(self, command: str, channels: Iterable[str]) -> None:
@@ -215,6 +211,13 @@ class Subscription:
                 # A TLS socket's own shutdown() would pull the session away from its reader.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+    @contextmanager
+    def _broken_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as exc:
+            raise self._broken_error(exc) from exc
+
     def _broken_error(self, exc: Exception) -> BusUnavailable:
         return self._closed_error() if self._is_closed else unavailable(self.address, exc)
 
@@ -234,4 +237,6 @@ def _read_reply(response: Any) -> Reply:
             return Unsubscribed(decode_name(channel))
         case bytes():  # PING while we follow nothing
             return Pong(response)
+        case redis.ResponseError():
+            raise response
     raise redis.InvalidResponse(f"unexpected {response!r:.100}")

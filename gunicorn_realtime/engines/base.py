@@ -89,6 +89,18 @@ class Engine:
         """Forget a connection that this hub holds no longer."""
 
 
+def heartbeat_of(options: Mapping[str, Any]) -> float:
+    """Return the seconds between two heartbeats of an engine with these options.
+
+    Raises:
+        ValueError: They are not more than 0.
+    """
+    heartbeat = float(options.get("heartbeat", 25.0))
+    if not heartbeat > 0:
+        raise ValueError(f"heartbeat={heartbeat} must be more than 0 seconds")
+    return heartbeat
+
+
 def make_engine(name: str, options: Mapping[str, Any]) -> Engine:
     """Return the engine of that name.
 

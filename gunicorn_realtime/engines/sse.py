@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocols import sse
 from ..refusal import RETRY
-from .base import Engine
+from .base import Engine, heartbeat_of
 
 if TYPE_CHECKING:
     from ..bus.message import Message
@@ -35,9 +35,7 @@ class SSE(Engine):
         self.is_raw = bool(options.get("raw"))
         self.event = options.get("event")
         sse.encode_event(b"", event=self.event)
-        self.heartbeat = float(options.get("heartbeat", 25.0))
-        if not self.heartbeat > 0:
-            raise ValueError(f"heartbeat={self.heartbeat} must be more than 0 seconds")
+        self.heartbeat = heartbeat_of(options)
         low, high = options.get("retry", RETRY)
         self.retry = float(low), float(high)
         self.encoding = ("sse", self.is_raw, self.event)

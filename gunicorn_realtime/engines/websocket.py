@@ -27,7 +27,7 @@ from ..protocols import websocket as protocol
 from ..protocols.websocket import BinaryMessage, Close, Ping, Pong, TextMessage
 from ..protocols.websocket_close import CloseCode
 from ..protocols.websocket_deflate import Deflate
-from .base import Engine
+from .base import Engine, heartbeat_of
 
 if TYPE_CHECKING:
     from ..bus.message import Message
@@ -63,9 +63,7 @@ class WebSocket(Engine):
         super().__init__(options)
         self.envelope = options.get("envelope")
         self.prefix = str(options.get("prefix", ""))
-        self.heartbeat = float(options.get("heartbeat", 25.0))
-        if not self.heartbeat > 0:
-            raise ValueError(f"heartbeat={self.heartbeat} must be more than 0 seconds")
+        self.heartbeat = heartbeat_of(options)
         self.max_size = int(options.get("max_size", protocol.MAX_MESSAGE_SIZE))
         deflate = options.get("deflate")
         self.deflate = None if deflate is None else Deflate(*deflate)

@@ -173,15 +173,15 @@ class Audience:
         turn, last = self.cursor, self.last
         for count, position in self.runs or ():
             if position < last:
-                fds = [self.fds[place % len(self.fds)] for place in range(turn, turn + count)]
-                found += [
-                    connection for connection in self._connections(fds) if connection.places is not None
-                ]
+                found += self._guests(self.fds[place % len(self.fds)] for place in range(turn, turn + count))
             turn += count
         return found
 
     def all_guests(self) -> list[Connection]:
-        return [connection for connection in self._connections(self.fds) if connection.places is not None]
+        return self._guests(self.fds)
+
+    def _guests(self, fds: Iterable[int]) -> list[Connection]:
+        return [connection for connection in self._connections(fds) if connection.places is not None]
 
     def _connections(self, fds: Iterable[int]) -> list[Connection]:
         return [self.connections[fd] for fd in fds if fd != VACANT]

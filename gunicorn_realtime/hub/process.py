@@ -83,9 +83,8 @@ class Hub:
         self.per_address: Counter[str] = Counter()
         self.per_user: Counter[str] = Counter()
         self.opening: dict[Connection, float] = {}  # until when they wait for the bus
-        self.waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(
-            dict
-        )  # for it to confirm a feed
+        # For the bus to confirm a feed.
+        self.waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(dict)
         self.lagging: dict[Connection, None] = {}
         self.engines: dict[tuple[str, str], Engine] = {}
         self.audiences: defaultdict[tuple[Engine, Following], dict[tuple[Feed, ...], Audience]] = defaultdict(
@@ -402,13 +401,9 @@ class Hub:
         del self.connections[connection.fd]
         self._wait_no_longer(connection)
         if connection.address:
-            self.per_address[connection.address] -= 1
-            if not self.per_address[connection.address]:
-                del self.per_address[connection.address]
+            _count_out(self.per_address, connection.address)
         for user in _users(connection.labels):
-            self.per_user[user] -= 1
-            if not self.per_user[user]:
-                del self.per_user[user]
+            _count_out(self.per_user, user)
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
         audience.engine.left(connection)
@@ -577,6 +572,12 @@ def _address(handover: Handover) -> str:
 
 def _users(labels: Iterable[str]) -> list[str]:
     return [label for label in labels if label.startswith("user:")]
+
+
+def _count_out(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]
 
 
 def _refuse(fd: int, handover: Handover) -> None:
