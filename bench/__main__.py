@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from . import bars, crashes
 from .bars import Bar
-from .load import compile_programs
+from .load import SIZE, compile_programs
 from .machine import describe_machine
 from .plots import plot, sweeps
 from .ranking import all_servers, rank
@@ -47,6 +47,7 @@ def main() -> int:
         rounds,
         seconds=options.seconds,
         connections=options.connections,
+        size=options.size,
         attempts=options.attempts,
         reconnect=options.reconnect,
         outage=options.outage,
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", type=_names, default=[], metavar="A,B", help="only these servers, bars or plots")
     add("--mode", choices=["sse", "ws"], help="only the servers that speak this")
     add("--connections", "-n", type=_numbers, default=(), metavar="N,N", help="how many, one after the other")
+    add("--size", type=int, default=SIZE, metavar="BYTES", help=f"of a message to servers ({SIZE})")
     add("--pairs", type=int, metavar="N", help="how often each is measured (bars 8, otherwise 3)")
     add("--seconds", type=float, default=5, help="how long messages are sent each time (5)")
     add("--attempts", type=int, default=3, metavar="N", help="again, while the machine is not quiet (3)")

@@ -2,7 +2,7 @@
  * fanout - a load client for servers that fan messages out to many
  * long-lived HTTP connections (SSE, WebSocket, raw streams).
  *
- * One thread, one epoll set, libc only.  It
+ * One thread, one epoll set, libc and zlib only.  It
  *   1. opens N connections and waits until every one has its response headers,
  *   2. waits --settle seconds and samples the server's memory,
  *   3. publishes M messages of S bytes (Redis PUBLISH, HTTP POST, or lines on
@@ -44,6 +44,7 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
 #define IP_BIND_ADDRESS_NO_PORT 24
@@ -56,6 +57,7 @@
 #define RBUF (1 << 20)
 #define HEAD_MAX 4096		/* longest response head accepted */
 #define ID_MAX 64		/* longest id remembered */
+#define WS_RSV1 0x40		/* a frame of a compressed message (RFC 7692) */
 #define LINE_KEPT 128		/* of an SSE line that is cut by the end of a read */
 #define CONNS_PER_SRC 20000	/* connections per 127.0.0.x source address */
 
@@ -73,6 +75,8 @@ struct conn {
 	uint32_t got;		/* distinct messages received */
 	uint64_t ws_left;	/* payload bytes left in the current frame */
 	unsigned char ws_head[14];
+	char *ws_packed;	/* the payload of a compressed frame, until it is complete */
+	size_t ws_packed_len;
 	char carry[STAMP_LEN];
 	char *head;		/* response head, until it is complete */
 	int head_len;
@@ -102,6 +106,7 @@ static int o_port = 8000, o_pubport = 0, o_mode = MODE_SSE, o_pub = PUB_REDIS;
 static int o_n = 100, o_slow = 0, o_inflight = 128, o_window = 0, o_depth = 1;
 static int o_channels = 0;	/* 0: one, and "%d" in the path is the connection's number */
 static long o_m = 100, o_size = 200;
+static int o_deflate;
 static double o_reconnect = -1;	/* milliseconds; negative: a connection that ends is not made again */
 static double o_rate = 0, o_settle = 1.0, o_drain = 5.0, o_conn_timeout = 60, o_seconds = 0;
 static int pids[MAX_PIDS], n_pids, aux_pids[MAX_PIDS], n_aux;
@@ -113,7 +118,7 @@ static struct conn *conns;
 static int ep, n_streaming, n_failed, n_closed, n_readers;
 static int n_channels = 1, *channel_readers;
 static char *rbuf;
-static uint64_t deliveries, duplicated, out_of_order, bytes_in, recv_calls, ws_frames, foreign;
+static uint64_t deliveries, duplicated, out_of_order, bytes_in, recv_calls, ws_frames, ws_inflated, foreign;
 static uint32_t *msg_count;	/* deliveries of each message, for the window */
 static uint32_t completed;	/* messages that every reader has (in order) */
 static uint64_t *msg_stamp, *msg_last;	/* of each message: when it was sent, when the last reader had it */
@@ -501,6 +506,37 @@ static void ws_send(struct conn *c, int opcode, const char *data, size_t n)
 		return;
 }
 
+/* keep a part of a compressed frame; pass the message to scan() when it is complete */
+static void ws_unpack(struct conn *c, const char *p, size_t n, int is_last, uint64_t now)
+{
+	static z_stream z;
+	static int is_ready;
+	static char *text;
+	if (!(c->ws_packed = realloc(c->ws_packed, c->ws_packed_len + n + 4)))
+		die("out of memory");
+	memcpy(c->ws_packed + c->ws_packed_len, p, n);
+	c->ws_packed_len += n;
+	if (!is_last)
+		return;
+	memcpy(c->ws_packed + c->ws_packed_len, "\0\0\377\377", 4);
+	if (!text)
+		text = malloc(RBUF);
+	if (!text || (!is_ready ? inflateInit2(&z, -15) : inflateReset(&z)) != Z_OK)
+		die("cannot inflate");
+	is_ready = 1;
+	z.next_in = (Bytef *)c->ws_packed;
+	z.avail_in = c->ws_packed_len + 4;
+	z.next_out = (Bytef *)text;
+	z.avail_out = RBUF;
+	if (inflate(&z, Z_SYNC_FLUSH) != Z_OK || z.avail_in)
+		die("a compressed message cannot be inflated");
+	ws_inflated++;
+	scan(c, text, RBUF - z.avail_out, now);
+	free(c->ws_packed);	/* an idle connection holds nothing */
+	c->ws_packed = NULL;
+	c->ws_packed_len = 0;
+}
+
 /* walk WebSocket frames, pass payloads to scan(), answer pings */
 static void ws_walk(struct conn *c, char *p, size_t n, uint64_t now)
 {
@@ -508,7 +544,9 @@ static void ws_walk(struct conn *c, char *p, size_t n, uint64_t now)
 		size_t hl, k;
 		if (c->ws_left) {
 			k = n < c->ws_left ? n : c->ws_left;
-			if ((c->ws_head[0] & 0x0f) <= 2)
+			if (c->ws_head[0] & WS_RSV1)
+				ws_unpack(c, p, k, k == c->ws_left, now);
+			else if ((c->ws_head[0] & 0x0f) <= 2)
 				scan(c, p, k, now);
 			p += k;
 			n -= k;
@@ -621,7 +659,8 @@ static void conn_close(struct conn *c)
 	c->state = ST_CLOSED;
 	close(c->fd);
 	free(c->head);
-	c->head = NULL;
+	free(c->ws_packed);
+	c->head = c->ws_packed = NULL;
 }
 
 static void conn_open(struct conn *c, int i)
@@ -669,7 +708,9 @@ static void conn_request(struct conn *c)
 	if (o_mode == MODE_WS)
 		n += snprintf(req + n, sizeof req - n, "Upgrade: websocket\r\nConnection: Upgrade\r\n"
 			      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-			      "Origin: http://%s:%d\r\n\r\n", o_host, o_port);
+			      "Origin: http://%s:%d\r\n%s\r\n", o_host, o_port,
+			      o_deflate ? "Sec-WebSocket-Extensions: permessage-deflate; "
+			      "server_no_context_takeover; client_no_context_takeover\r\n" : "");
 	else
 		n += snprintf(req + n, sizeof req - n, "Accept: %s\r\n\r\n",
 			      o_accept ? o_accept : o_mode == MODE_SSE ? "text/event-stream" : "*/*");
@@ -1071,7 +1112,7 @@ static void usage(void)
 	      "  --redis HOST:PORT|unix:PATH --channel NAME | --post URL | --line HOST:PORT\n"
 	      "  --template TEXT --ctype TYPE --depth D --window W --settle SEC --drain SEC\n"
 	      "  --reconnect MS --slow K --inflight C --accept TYPE --ws-hello TEXT --connect-timeout SEC\n"
-	      "  --channels K --pid PID --aux-pid PID --own-pid PID --label TEXT\n", stderr);
+	      "  --deflate --channels K --pid PID --aux-pid PID --own-pid PID --label TEXT\n", stderr);
 	exit(2);
 }
 
@@ -1085,7 +1126,7 @@ int main(int argc, char **argv)
 		{"slow", 1, 0, 'k'}, {"inflight", 1, 0, 'i'}, {"accept", 1, 0, 'A'}, {"ws-hello", 1, 0, 'H'},
 		{"pid", 1, 0, 'p'}, {"aux-pid", 1, 0, 'a'}, {"label", 1, 0, 'l'}, {"reconnect", 1, 0, 'B'},
 		{"connect-timeout", 1, 0, 'C'}, {"channels", 1, 0, 'K'}, {"own-pid", 1, 0, 'o'},
-		{"seconds", 1, 0, 'X'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}
+		{"seconds", 1, 0, 'X'}, {"deflate", 0, 0, 'Z'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}
 	};
 	int ch, i, opened = 0, timer;
 	struct rlimit rl;
@@ -1118,6 +1159,7 @@ int main(int argc, char **argv)
 		case 'o': if (n_own < MAX_PIDS) own_pids[n_own++] = atoi(optarg); break;
 		case 'X': o_seconds = atof(optarg); break;
 		case 'K': o_channels = atoi(optarg); break;
+		case 'Z': o_deflate = 1; break;
 		case 'l': o_label = optarg; break;
 		case 'B': o_reconnect = atof(optarg); break;
 		default: usage();
@@ -1275,11 +1317,13 @@ int main(int argc, char **argv)
 	       (unsigned long long)out_of_order, (unsigned long long)foreign, n_closed);
 	printf("\"elapsed_s\": %.3f, \"deliveries_per_s\": %.0f, \"p50_ms\": %.3f, \"p90_ms\": %.3f, "
 	       "\"p99_ms\": %.3f, \"p999_ms\": %.3f, \"max_ms\": %.3f, \"last_p50_ms\": %.3f, "
-	       "\"bytes\": %llu, \"recv_calls\": %llu, \"ws_frames\": %llu, ",
+	       "\"bytes\": %llu, \"recv_calls\": %llu, \"ws_frames\": %llu, "
+	       "\"ws_inflated\": %llu, ",
 	       elapsed, elapsed > 0 ? deliveries / elapsed : 0, hist_ms(.5), hist_ms(.9), hist_ms(.99),
 	       hist_ms(.999), hist_max / 1e6, n_lasts ? lasts[n_lasts / 2] / 1e6 : 0,
 	       (unsigned long long)(bytes_in - bytes0),
-	       (unsigned long long)(recv_calls - calls0), (unsigned long long)ws_frames);
+	       (unsigned long long)(recv_calls - calls0), (unsigned long long)ws_frames,
+	       (unsigned long long)ws_inflated);
 	if (o_reconnect >= 0)
 		printf("\"reconnects\": %u, \"refusals\": %u, \"resets\": %u, \"reconnect_max_ms\": %.1f, "
 		       "\"reconnect_mean_ms\": %.1f, \"storm_ms\": %.1f, ",

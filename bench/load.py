@@ -18,6 +18,8 @@ FANOUT = HERE / "fanout"
 # Deliveries a second of all connections together: little enough for every server to keep up.
 PACE = 10_000
 
+SIZE = 200  # bytes of a message
+
 # At fewer messages than this a median over messages says little.
 FEWEST_MESSAGES = 10
 
@@ -47,13 +49,15 @@ class Target:
     pids: tuple[int, ...]
     redis_pid: int | None = None
     hello: str = ""  # a text frame that a WebSocket client begins with
+    deflate: bool = False  # WebSocket clients offer compression
 
     @property
     def arguments(self) -> list[str]:
         pids = [argument for pid in self.pids for argument in ("--pid", str(pid))]
         redis = ["--aux-pid", str(self.redis_pid)] if self.redis_pid else []
         hello = ["--ws-hello", self.hello] if self.hello else []
-        return ["--url", self.url, *self.publish, *pids, *redis, *hello]
+        deflate = ["--deflate"] if self.deflate else []
+        return ["--url", self.url, *self.publish, *pids, *redis, *hello, *deflate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Load:
     rate: float = 0
     seconds: float = 0
     window: int = 0
-    size: int = 200  # bytes
+    size: int = SIZE
     channels: int = 0
     slow: int = 0
     settle: float | None = None
@@ -115,7 +119,7 @@ class Load:
 def compile_programs() -> None:
     """Compile the load client and `limit` where they are older than their sources."""
     if subprocess.run(["make", "--silent", "-C", HERE]).returncode:
-        sys.exit("The load client does not compile. On Debian: apt-get install gcc libc6-dev make")
+        sys.exit("The load client does not compile. On Debian: apt-get install gcc libc6-dev make zlib1g-dev")
 
 
 def measure(target: Target, load: Load, mode: str = "sse") -> Result:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .load import PACE, Load, LoadError, Result, faults, per_cpu
 from .peers import peers
 from .runs import Bench, is_noisy, say
-from .servers import HUB, HUB_WEBSOCKET, HUB_WITH_HISTORY, LIMIT, Server
+from .servers import HUB, HUB_WEBSOCKET, HUB_WEBSOCKET_DEFLATE, HUB_WITH_HISTORY, LIMIT, Server
 
 # A server that delivers less than this of what it is given has not kept up.
 KEPT_UP = 0.95
@@ -51,7 +51,7 @@ class Standing:
 
 def all_servers(mode: str | None = None) -> list[Server]:
     """Return all, or those of a mode and `limit`, the reference of both."""
-    known = (LIMIT, HUB, HUB_WITH_HISTORY, HUB_WEBSOCKET, *peers())
+    known = (LIMIT, HUB, HUB_WITH_HISTORY, HUB_WEBSOCKET, HUB_WEBSOCKET_DEFLATE, *peers())
     return [server for server in known if mode in (None, server.mode) or server is LIMIT]
 
 
@@ -72,8 +72,12 @@ def _take(bench: Bench, server: Server, connections: int) -> Taken | str:
     """Measure one server once, paced and flooded; return why if that fails."""
     try:
         return Taken(
-            bench.measure("peers, paced", server, Load.paced(connections, bench.seconds)),
-            bench.measure("peers, flood", server, Load.flood(connections, bench.seconds, server.window)),
+            bench.measure("peers, paced", server, Load.paced(connections, bench.seconds, size=bench.size)),
+            bench.measure(
+                "peers, flood",
+                server,
+                Load.flood(connections, bench.seconds, server.window, size=bench.size),
+            ),
         )
     except (LoadError, AssertionError) as exc:
         say(f"{server.name}: {exc}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from .load import Load, Result, faults, measure, per_cpu
+from .load import SIZE, Load, Result, faults, measure, per_cpu
 from .servers import Server
 
 # What is measured while something else uses more of the machine's cores than this is measured again.
@@ -40,6 +40,7 @@ class Bench:
         rounds: How often each is measured.
         seconds: How long messages are sent each time.
         connections: How many, in the place of what a run usually takes.
+        size: Bytes of a message in the table of servers.
         attempts: How often at most a measurement is repeated until the machine is quiet.
         reconnect: Milliseconds after which clients that were cut return.
         outage: Seconds without Redis.
@@ -49,6 +50,7 @@ class Bench:
     rounds: int
     seconds: float = 5
     connections: tuple[int, ...] = ()
+    size: int = SIZE
     attempts: int = 3
     reconnect: float = 100
     outage: float = 1

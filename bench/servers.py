@@ -74,13 +74,18 @@ def _two_free_ports() -> int:
 
 @contextmanager
 def hub(
-    app: str = PLAIN_APP, path: str = "/sse/bench", channel: str = CHANNEL, hubs: int = 1
+    app: str = PLAIN_APP,
+    path: str = "/sse/bench",
+    channel: str = CHANNEL,
+    hubs: int = 1,
+    deflate: bool = False,
 ) -> Iterator[Target]:
     """gunicorn with our worker, and a Redis that is published to plainly."""
     with ExitStack() as stack:
         server, redis = start_gunicorn(stack, app, env={"GUNICORN_REALTIME_HUBS": str(hubs)})
         wait_for_hubs(redis, hubs)
-        yield Target(server.url(path), to_redis(redis, channel), tuple(server.hub_pids()), redis.pid)
+        pids = tuple(server.hub_pids())
+        yield Target(server.url(path), to_redis(redis, channel), pids, redis.pid, deflate=deflate)
 
 
 @contextmanager
@@ -106,6 +111,12 @@ HUB = Server("hub", "gunicorn-realtime", hub)
 HUB_WITH_HISTORY = Server("hub-history", "gunicorn-realtime, with history", hub_with_history)
 HUB_WEBSOCKET = Server(
     "hub-ws", "gunicorn-realtime, WebSocket", partial(hub, path="/websocket/bench"), mode="ws"
+)
+HUB_WEBSOCKET_DEFLATE = Server(
+    "hub-ws-deflate",
+    "gunicorn-realtime, WebSocket, deflate",
+    partial(hub, path="/websocket/bench", deflate=True),
+    mode="ws",
 )
 GEVENT_WORKER = Server("gevent", "gunicorn's gevent worker", gevent_worker)
 

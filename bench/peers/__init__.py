@@ -37,8 +37,10 @@ def peers() -> tuple[Server, ...]:
     return (
         Server("nchan", "nginx + nchan", nchan, "sse", _missing_nchan),
         Server("nchan-ws", "nginx + nchan", nchan, "ws", _missing_nchan),
+        Server("nchan-ws-deflate", "nginx + nchan, deflate", partial(nchan, True), "ws", _missing_nchan),
         Server("node", "node `http`", partial(node, "/sse"), "sse", _missing_node),
         Server("ws", "node `ws`", partial(node, "/ws"), "ws", _missing_node),
+        Server("ws-deflate", "node `ws`, deflate", partial(node, "/ws", True), "ws", _missing_node),
         Server("starlette", "Starlette", partial(uvicorn, "starlette_app:app", "/sse"), "sse", starlette),
         Server("starlette-ws", "Starlette", partial(uvicorn, "starlette_app:app", "/ws"), "ws", starlette),
         # With more than 10 in flight it drops what comes.
@@ -48,32 +50,34 @@ def peers() -> tuple[Server, ...]:
 
 
 @contextmanager
-def nchan() -> Iterator[Target]:
+def nchan(deflate: bool = False) -> Iterator[Target]:
     """nginx with nchan, which keeps messages in its memory and takes them by HTTP."""
     with ExitStack() as stack:
         port, directory = free_port(), temporary_directory(stack)
         directory.chmod(0o755)  # as root, nginx' worker is another user
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         configuration = (HERE / "nginx.conf").read_text()
-        for name, value in {"MODULE": NCHAN, "DIRECTORY": directory, "PORT": port, "FILES": files}.items():
+        values = {"MODULE": NCHAN, "DIRECTORY": directory, "PORT": port, "FILES": files}
+        values["DEFLATE"] = "on" if deflate else "off"
+        for name, value in values.items():
             configuration = configuration.replace(f"@{name}@", str(value))
         path = directory / "nginx.conf"
         path.write_text(configuration)
         pid = stack.enter_context(_running(["nginx", "-p", directory, "-c", path], port, directory))
         publish = ("--post", f"http://127.0.0.1:{port}/publish")
-        yield Target(f"http://127.0.0.1:{port}/listen", publish, (pid,))
+        yield Target(f"http://127.0.0.1:{port}/listen", publish, (pid,), deflate=deflate)
 
 
 @contextmanager
-def node(path: str) -> Iterator[Target]:
+def node(path: str, deflate: bool = False) -> Iterator[Target]:
     """node.js: its own HTTP server for SSE, the package `ws` for WebSocket."""
     with ExitStack() as stack:
         port, directory = free_port(), temporary_directory(stack)
         redis = stack.enter_context(RedisServer(directory))
-        environment = {"PORT": str(port), "REDIS": redis.url}
+        environment = {"PORT": str(port), "REDIS": redis.url, "DEFLATE": "1" if deflate else ""}
         pid = stack.enter_context(_running(["node", HERE / "server.js"], port, directory, environment))
         publish = to_redis(redis, CHANNEL)
-        yield Target(f"http://127.0.0.1:{port}{path}", publish, (pid,), redis.pid)
+        yield Target(f"http://127.0.0.1:{port}{path}", publish, (pid,), redis.pid, deflate=deflate)
 
 
 @contextmanager

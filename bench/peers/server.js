@@ -12,7 +12,12 @@ const server = http.createServer((request, response) => {
   streams.add(response);
   response.on("close", () => streams.delete(response));
 });
-const sockets = new WebSocketServer({ server, path: "/ws", perMessageDeflate: false });
+const deflate = { serverNoContextTakeover: true, clientNoContextTakeover: true };
+const sockets = new WebSocketServer({
+  server,
+  path: "/ws",
+  perMessageDeflate: process.env.DEFLATE ? { ...deflate, threshold: 256 } : false,
+});
 
 async function main() {
   const subscriber = createClient({ url: process.env.REDIS });
