@@ -62,7 +62,7 @@ class Message:
     stamp: Stamp | None = None
     reset: str | None = None
     is_binary: bool = False
-    _encodings: dict[object, bytes] = field(default_factory=dict, repr=False)
+    _encodings: dict[object, bytes] | None = field(default=None, repr=False)
 
     @property
     def id(self) -> int:
@@ -75,11 +75,12 @@ class Message:
 
     def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
         """Return `encode(self)`, made once for each `encoding`."""
-        try:
-            return self._encodings[encoding]
-        except KeyError:
-            made = self._encodings[encoding] = encode(self)
+        if self._encodings is None:
+            self._encodings = {}
+        elif (made := self._encodings.get(encoding)) is not None:
             return made
+        made = self._encodings[encoding] = encode(self)
+        return made
 
 
 def parse_cursor(cursor: str) -> tuple[str, int] | None:
@@ -110,7 +111,7 @@ def decode(channel: str, payload: bytes) -> Message:
         ProtocolError: It begins like an envelope and is none.
     """
     if not payload.startswith(MAGIC):
-        return Message(channel, payload, is_binary=not _is_utf8(payload))
+        return Message(channel, payload, None, None, None, not _is_utf8(payload))
     stamp, line_break, body = payload[len(MAGIC) :].partition(b"\n")
     if not line_break:
         raise ProtocolError("an envelope ends before its data")

@@ -136,12 +136,10 @@ class Subscription:
             BusUnavailable: The connection is broken, or closed by us.
         """
         with self._reading, self._broken_errors():
-            while True:
-                try:
-                    return _read_reply(self._read_response(timeout))
-                except (redis.TimeoutError, TimeoutError):
-                    if timeout is not None:
-                        return None
+            try:
+                return _read_reply(self._read_response(timeout))
+            except (redis.TimeoutError, TimeoutError):
+                return None
 
     def read_all(self) -> list[Reply]:
         """Wait for what comes next, and return it with all that has come behind it.
@@ -150,13 +148,15 @@ class Subscription:
             BusUnavailable: The connection is broken, or closed by us.
         """
         replies: list[Reply] = []
-        while not replies:
-            if (reply := self.read()) is not None:
-                replies.append(reply)
-        if self._replies is not None:
-            with self._reading, self._broken_errors():
-                while (response := self._replies.gets()) is not False:
+        with self._reading:
+            try:
+                response = self._read_response(None)
+                next_response = self._replies.gets if self._replies is not None else _nothing_more
+                while response is not False:
                     replies.append(_read_reply(response))
+                    response = next_response()
+            except (redis.RedisError, OSError) as exc:  # not `_broken_errors`: this runs for every message
+                raise self._broken_error(exc) from exc
         return replies
 
     def close(self) -> None:
@@ -170,8 +170,11 @@ class Subscription:
     def _read_response(self, timeout: float | None) -> Any:
         if self._socket is None:
             raise self._closed_error()
-        if timeout is None:
-            return self._next_response(self._socket)
+        while timeout is None:
+            try:
+                return self._next_response(self._socket)
+            except (redis.TimeoutError, TimeoutError):
+                pass  # the socket's own timeout is for connecting and writing
         self._socket.settimeout(max(timeout, 0.001))  # 0 would mean something else
         try:
             return self._next_response(self._socket)
@@ -225,10 +228,14 @@ class Subscription:
         return BusUnavailable(f"the subscription to {self.address.safe_url} is not connected")
 
 
+def _nothing_more() -> Any:
+    return False
+
+
 def _read_reply(response: Any) -> Reply:
+    if type(response) is list and len(response) == 3 and response[0] == b"message":  # as nearly all are
+        return Received(decode_name(response[1]), response[2])
     match response:
-        case [b"message", channel, payload]:
-            return Received(decode_name(channel), payload)
         case [b"pong", token]:
             return Pong(token)
         case [b"subscribe", channel, _]:

@@ -78,7 +78,6 @@ class Audience:
         "following",
         "guests",
         "messages",
-        "only",
         "parts",
         "runs",
         "vacant",
@@ -103,7 +102,6 @@ class Audience:
         self.parts: tuple[Audience, ...] = ()  # the audiences of each single feed, while somebody is away
         self.runs: list[tuple[int, int]] | None = None  # None while settled
         self.cursor = 0
-        self.only: Message | None = None  # the only one of this broadcast, to few
         self.messages = 0  # that have come while the array was not empty, and the bytes they make
         self.bytes = 0
         self._batch_position = self._batch_until = -1
@@ -127,8 +125,22 @@ class Audience:
         """Nothing is on its way to those who have kept up."""
         return self.runs is None and all(part.runs is None for part in self.parts)
 
+    def enter(self) -> None:
+        """A connection of this audience has come; it has no place yet."""
+        self.followers += 1
+        for feed in self.feeds:
+            feed.absent += 1
+
+    def exit(self) -> None:
+        """A connection that has no place any more has gone."""
+        self.followers -= 1
+        for feed in self.feeds:
+            feed.absent -= 1
+
     def join(self, connection: Connection) -> None:
         """Take a connection that has everything."""
+        for feed in self.feeds:
+            feed.absent -= 1
         if len(self.feeds) > 1 and not self.fds and self.away < FEW:
             if not self.away:
                 audience_of = connection.hub.audience_of
@@ -142,6 +154,10 @@ class Audience:
 
     def leave(self, connection: Connection) -> None:
         """Let a connection go, with its position and what it has had."""
+        if not connection.has_place:
+            return
+        for feed in self.feeds:
+            feed.absent += 1
         if connection.places is not None:
             places, connection.places = connection.places, None
             self.away -= 1
@@ -155,7 +171,7 @@ class Audience:
             if not self.away:
                 connection.hub.deserted.update(self.parts)
                 self.parts = ()
-        elif connection.index >= 0:
+        else:
             index, connection.index = connection.index, -1
             connection.position = self._let_go(connection, index)
 
@@ -252,6 +268,13 @@ class Audience:
 
     # A broadcast.
 
+    def send_at_once(self, message: Message, ended: Ended) -> None:
+        """Send a message, which is the feeds' last by now, to a few who have all that came before it."""
+        data = self._encoded(message)
+        self.messages += 1
+        self.bytes += len(data)
+        self._write(0, len(self.fds), data, ended)
+
     def wake(self, message: Message, position: int) -> bool:
         """A message has come, before which everybody was at `position`; return whether this begins a broadcast."""
         count = len(self.fds)
@@ -260,26 +283,16 @@ class Audience:
         self.messages += 1
         self.bytes += len(self._encoded(message))
         if self.runs is not None:
-            self.only = None
             return False
         self.runs = [(count, position)]
         # Whoever was first is not first again. Places have gone since, so this also keeps it in the circle.
         self.cursor = (self.cursor + count // 3) % count
-        if count <= DELIVERIES_BETWEEN_CLOCKS:
-            self.only = message
         return True
 
     def serve(self, deadline: float, ended: Ended) -> bool:
         """Send what is new, until all have it or time is up; return whether all have it."""
-        only, self.only = self.only, None
         last = self.last
         assert self.runs is not None
-        if only is not None and self.runs[0][0] == len(self.fds) and not self.vacant:
-            # One message to a few, as on a channel of a room or of one user.
-            self.runs = [(len(self.fds), last)]
-            self._write(0, len(self.fds), self._encoded(only), ended)
-            self._settle()
-            return True
         while any(position < last for _, position in self.runs):
             count, position = self.runs.pop(0)
             data, key = self.batch(position)
@@ -413,6 +426,8 @@ class Fanout:
         self.strays: deque[Connection] = deque()  # without a place, and not lagging
         self.touched: set[Feed] = set()  # those that hold messages that will be forgotten
         self.backlog_size = 0  # bytes that have come since the queue was last empty
+        self.turn = 0  # counts what comes from the bus together
+        self._ended: Ended = []
 
     def key_of(self, id: int) -> int:
         return (id + self.shift) << KEY_BITS
@@ -429,29 +444,66 @@ class Fanout:
         """The bus's clock is at an id, and everything up to it has come."""
         self.key = max(self.key, self.key_of(id))
 
-    def append(self, feed: Feed, message: Message) -> None:
-        """Add a message to its feed; `run_slice` must be called afterwards."""
+    def append(self, feed: Feed, message: Message) -> bool:
+        """Add a message to its feed; return whether `run_slice` must be called."""
+        if not feed.absent and self._is_for_few(feed):
+            self._send_at_once(feed, message)
+            return bool(self._ended)
         if self.queue:
             self._let_stray(feed)
         before = self.key
-        if not self.append_quietly(feed, message):
-            return
-        for audience in feed.audiences:
-            if audience.wake(message, before):
-                self.queue.append(audience)
+        if self.append_quietly(feed, message):
+            for audience in feed.audiences:
+                if audience.wake(message, before):
+                    self.queue.append(audience)
+        return True
 
     def append_quietly(self, feed: Feed, message: Message) -> bool:
         """Add a message to a feed that nobody follows yet; return False if the feed has it already."""
+        if not self._take_key(feed, message):
+            return False
+        feed.append(self.key, message, self.feed_size)
+        self.touched.add(feed)
+        self.backlog_size += cost(message)
+        return True
+
+    def _take_key(self, feed: Feed, message: Message) -> bool:
+        """Move `key` on to a message that is new; return False if the feed has it already."""
         key = self.key + 1
         if message.stamp:
             if message.stamp.id <= feed.last_id:
                 return False
             key = max(key, self.key_of(message.stamp.id))
         self.key = key
-        feed.append(key, message, self.feed_size)
-        self.touched.add(feed)
-        self.backlog_size += cost(message)
         return True
+
+    def _is_for_few(self, feed: Feed) -> bool:
+        """Tell whether those in the arrays have all there is, and are so few that they need no slice."""
+        if feed.turn == self.turn:
+            return False  # more to come: the others are joined
+        count = 0
+        for audience in feed.audiences:
+            if audience.runs is not None or (audience.guests and self.queue):
+                return False
+            count += len(audience.fds)
+        return count <= DELIVERIES_BETWEEN_CLOCKS
+
+    def _send_at_once(self, feed: Feed, message: Message) -> None:
+        """Send a message to the few who follow its feed, as on a channel of a room or of one user.
+
+        Waking up to send it later would cost more than that.
+        """
+        feed.turn = self.turn
+        if not self._take_key(feed, message):
+            return
+        if feed.entries or feed.keeps:
+            feed.append(self.key, message, self.feed_size)
+            self.touched.add(feed)
+        else:
+            feed.pass_by(self.key, message)
+        for audience in feed.audiences:
+            if audience.fds:
+                audience.send_at_once(message, self._ended)
 
     def _let_stray(self, feed: Feed) -> None:
         """Take those out of their places who would be in the middle of two broadcasts.
@@ -488,7 +540,7 @@ class Fanout:
     def run_slice(self) -> Ended:
         """Serve audiences for the time of one slice; there is more to do while the fan-out is busy."""
         deadline = perf_counter() + SLICE
-        ended: Ended = []
+        ended, self._ended = self._ended, []
         while self.is_busy:
             for _ in range(min(len(self.strays), DELIVERIES_BETWEEN_CLOCKS)):
                 self.strays.popleft().catch_up()

@@ -30,6 +30,7 @@ class Feed:
     """One channel's messages, in the order of their keys: those that somebody still needs, and its history."""
 
     __slots__ = (
+        "absent",
         "audiences",
         "channel",
         "entries",
@@ -41,6 +42,7 @@ class Feed:
         "last_id",
         "rules",
         "size",
+        "turn",
     )
 
     def __init__(self, rules: Channel, last: int) -> None:
@@ -54,7 +56,9 @@ class Feed:
         self.held: list[Message] | None = [] if rules.history else None  # until the history is read
         self.audiences: list[Audience] = []  # those to be told of a message
         self.followers = 0  # audiences, told or not
+        self.absent = 0  # connections that follow it and are in no array, as those who lag
         self.is_confirmed = False
+        self.turn = -1  # of the fan-out, when a message was last sent at once
 
     @property
     def keeps(self) -> bool:
@@ -74,6 +78,12 @@ class Feed:
         self.size += cost(message)
         while self.size > max_size and len(self.entries) > 1:
             self._drop_oldest()
+
+    def pass_by(self, key: int, message: Message) -> None:
+        """Note a message that everybody has, and nobody will ask for."""
+        self.last = self.floor = key
+        if message.stamp:
+            self.last_id = message.stamp.id
 
     def clear(self, last: int) -> None:
         """Begin anew: nothing up to a key can be had any more."""

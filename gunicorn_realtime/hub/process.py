@@ -173,7 +173,7 @@ class Hub:
         feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
         connection = Connection(self, fd, self.audience_of(engine, feeds, following), address, handover)
         self.connections[fd] = connection
-        connection.audience.followers += 1
+        connection.audience.enter()
         if address:
             self.per_address[address] += 1
         self.per_user.update(_users(connection.labels))
@@ -396,7 +396,7 @@ class Hub:
     def _remove(self, connection: Connection) -> int:
         audience = connection.audience
         audience.leave(connection)
-        audience.followers -= 1
+        audience.exit()
         self.deserted.add(audience)
         del self.connections[connection.fd]
         self._wait_no_longer(connection)

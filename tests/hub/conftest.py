@@ -65,9 +65,14 @@ class Bus:
         for feed in self.feeds.values():
             self.hub.confirm(feed)
 
-    def publish(self, channel: str, data: bytes, *, is_binary: bool = False) -> None:
-        if channel in self.feeds:
-            self.fanout.append(self.feeds[channel], Message(channel, data, is_binary=is_binary))
+    def publish(self, channel: str, data: bytes, *, is_binary: bool = False, is_first: bool = False) -> None:
+        """Bring a message; `is_first`: the first that came from the bus now, which is sent at once to a few."""
+        feed = self.feeds.get(channel)
+        if feed is None:
+            return
+        feed.turn = self.fanout.turn
+        self.fanout.turn += is_first
+        if self.fanout.append(feed, Message(channel, data, is_binary=is_binary)):
             self.hub.delivered()
 
     def unfollow_idle(self, before: float) -> None:

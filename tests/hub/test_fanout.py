@@ -209,6 +209,7 @@ def test_hub_is_behind_until_all_have_what_there_is(hub, client):
 def test_messages_without_data_put_a_hub_behind_too():
     fanout, feed = Fanout(400 * OVERHEAD), Feed(Channel("a"), 0)
     for _ in range(101):
+        feed.turn = fanout.turn  # not the first that has come
         fanout.append(feed, Message("a", b""))
 
     assert fanout.is_behind
@@ -256,3 +257,49 @@ def test_channel_stays_followed_when_those_go_who_sat_with_its_former_listeners(
 
     assert client.read() == b"hello\n"
     assert list(hub.bus.feeds) == ["a"]
+
+
+def test_first_message_for_a_few_is_sent_at_once_and_what_comes_behind_it_is_joined(hub, make_client):
+    engine = LineEngine()
+    client = make_client()
+    connection = hub.give(client, handover("a"), engine)
+
+    hub.bus.publish("a", b"1", is_first=True)
+    assert client.read() == b"1\n"
+    hub.bus.publish("a", b"2")
+    hub.bus.publish("a", b"3")
+    assert connection.audience.batch(connection.audience.runs[0][1])[0] == b"2\n3\n"
+    hub.settle()
+
+    assert client.read() == b"1\n2\n3\n"
+    assert not hub.bus.feeds["a"].entries
+
+
+def test_message_is_not_sent_at_once_while_somebody_is_behind(hub, make_client):
+    engine = LineEngine()
+    slow, quick = make_client(), make_client(buffer_size=LARGE)
+    connection = hub.give(slow, handover("a"), engine)
+    hub.give(quick, handover("a"), engine)
+    lines = [b"%d " % number + b"x" * 3000 for number in range(10)]
+    for line in lines:
+        hub.bus.publish("a", line, is_first=True)
+        hub.settle()
+
+    assert connection in hub.lagging
+    hub.turn_until(lambda: slow.read().count(b"\n") == 10)
+    assert slow.received == b"".join(line + b"\n" for line in lines)
+
+
+def test_client_that_is_gone_when_it_is_sent_to_at_once_is_closed(hub, make_client):
+    engine = LineEngine()
+    client, gone = make_client(), make_client()
+    hub.give(client, handover("a"), engine)
+    connection = hub.give(gone, handover("a"), engine)
+    gone.close()
+
+    hub.bus.publish("a", b"1", is_first=True)  # the kernel may still take this one
+    hub.bus.publish("a", b"2", is_first=True)
+    hub.settle()
+
+    assert connection.fd < 0
+    assert client.read() == b"1\n2\n"

@@ -102,17 +102,18 @@ class FanoutMachine(RuleBasedStateMachine):
         channel=st.sampled_from(CHANNELS),
         size=st.sampled_from(MESSAGE_SIZES),
         count=st.sampled_from([1, 1, 1, 4]),
+        is_first=st.booleans(),
     )
-    def publish(self, channel: str, size: int, count: int) -> None:
+    def publish(self, channel: str, size: int, count: int, is_first: bool) -> None:
         if self.hub.bus.fanout.is_behind:
             return  # the hub would not read the bus
-        for _ in range(count):
+        for number in range(count):
             self.number += 1
             data = b"%d %s " % (self.number, channel.encode()) + b"x" * size
             for follower in self.alive():
                 if follower.is_opened and channel in follower.channels:
                     follower.expected.append(data)
-            self.hub.bus.publish(channel, data)
+            self.hub.bus.publish(channel, data, is_first=is_first and number == 0)
 
     @rule()
     def turn(self) -> None:
