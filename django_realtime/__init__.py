@@ -15,6 +15,7 @@ from .clock import cursor
 from .identity import disconnect
 from .publishing import MessageId, apublish, publish, publish_many
 from .views import sse, websocket
+from .websocket_view import WebSocketView
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ProtocolError",
     "RealtimeError",
     "TooLarge",
+    "WebSocketView",
     "apublish",
     "cursor",
     "disconnect",

@@ -89,6 +89,10 @@ def check_heartbeat(**kwargs: Any) -> Errors:
     return _more_than_zero("E006", "HEARTBEAT")
 
 
+def check_event_timeout(**kwargs: Any) -> Errors:
+    return _more_than_zero("E017", "EVENT_TIMEOUT")
+
+
 def check_retry(**kwargs: Any) -> Errors:
     match _value("RETRY"):
         case [least, most] if _is_number(least) and _is_number(most) and 0 <= least <= most:
@@ -223,6 +227,7 @@ CHECKS = (
     check_bus_timeout,
     check_heartbeat,
     check_retry,
+    check_event_timeout,
     check_max_message_size,
     check_origins,
     check_channels,

@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, Any] = {
     "HEARTBEAT": 25.0,  # seconds
     "RETRY": (1.0, 5.0),  # seconds: each client is told a time between the two
     "MAX_MESSAGE_SIZE": 1024 * 1024,  # bytes
+    "EVENT_TIMEOUT": 30.0,  # seconds
     "ORIGINS": (),  # of other sites' pages that may open a WebSocket, beside CSRF_TRUSTED_ORIGINS
 }
 
@@ -96,6 +97,11 @@ class Conf:
     def max_message_size(self) -> int:
         """The most bytes that one message's data may have."""
         return int(self._get("MAX_MESSAGE_SIZE"))
+
+    @property
+    def event_timeout(self) -> float:
+        """Seconds that a handler may take before its connection is closed."""
+        return float(self._get("EVENT_TIMEOUT"))
 
     @property
     def origins(self) -> tuple[str, ...]:

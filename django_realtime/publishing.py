@@ -120,7 +120,7 @@ setting_changed.connect(_close_publishers)
 def _encode(channel: str, data: Any, event: str | None = None) -> Outgoing:
     if event is not None:
         _check_event(event)
-    encoded = _to_bytes(data)
+    encoded = to_bytes(data)
     if len(encoded) > conf.max_message_size:
         raise TooLarge(f"a message of {len(encoded)} bytes, and REALTIME allows {conf.max_message_size}")
     is_binary = isinstance(data, bytes | bytearray | memoryview)
@@ -134,7 +134,12 @@ def _check_event(event: str) -> None:
         raise ValueError(f"an event's name has more than {MAX_EVENT_SIZE} bytes: {event[:40]!r}…")
 
 
-def _to_bytes(data: Any) -> bytes:
+def to_bytes(data: Any) -> bytes:
+    """Return data as it goes over the wire.
+
+    Raises:
+        TypeError: Django's JSON encoder does not take it.
+    """
     if isinstance(data, str):
         return data.encode()
     if isinstance(data, bytes | bytearray | memoryview):

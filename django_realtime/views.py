@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 from typing import Any, Literal
 
@@ -14,30 +14,23 @@ from django.views.decorators.http import require_GET, require_safe
 
 from gunicorn_realtime.plumbing.offload import Offload
 from gunicorn_realtime.protocols import sse as sse_protocol
-from gunicorn_realtime.protocols.websocket_handshake import Handshake, HandshakeError, read_handshake
 
 from .conf import conf
 from .identity import labels_of
 from .naming import ChannelsFunction, TextFunction, channels_of, label, names_function, text_function
-from .origin import is_welcome
-from .responses import OffloadResponse, can_offload, has_hub
+from .opening import (
+    MAX_RECEIVED_SIZE,
+    NO_HUB,
+    cursor_of,
+    open_websocket,
+    plain_response,
+    take_handshake,
+    tuple_of,
+)
+from .responses import OffloadResponse, can_offload
 
 View = Callable[..., HttpResponseBase]
 Lifetime = float | Callable[..., float | None] | None
-
-NO_HUB = (
-    "This server cannot hold long-lived connections. "
-    "Run the site with: gunicorn -k gunicorn_realtime.Worker\n"
-)
-
-# Ours have 23; what is longer would only fill frames and logs.
-MAX_CURSOR_SIZE = 100  # characters
-
-# Stands for what can be no cursor; the client is sent a reset for it.
-INVALID_CURSOR = "invalid"
-
-# What one client may send at a time, if the view does not say otherwise.
-MAX_RECEIVED_SIZE = 64 * 1024  # bytes
 
 
 def sse(
@@ -77,7 +70,7 @@ def sse(
         if not followed:
             return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
         if not can_offload(request):
-            return _plain(501, NO_HUB)
+            return plain_response(501, NO_HUB)
         head = {
             "Content-Type": sse_protocol.CONTENT_TYPE,
             "Cache-Control": "no-store",
@@ -88,7 +81,7 @@ def sse(
             return StreamingHttpResponse((), headers={**head, "Content-Encoding": "identity"})
         options = {"raw": raw, "event": event, "heartbeat": conf.heartbeat, "retry": list(conf.retry)}
         # The ids in a raw stream are its publisher's, so they say nothing of where its client stopped.
-        cursor = None if raw else _cursor(request)
+        cursor = None if raw else cursor_of(request)
         offload = Offload(
             "sse",
             followed,
@@ -96,7 +89,7 @@ def sse(
             options,
             cursor,
             labels=labels_of(request),
-            expires=_expiry(lifetime, request, kwargs),
+            expires=expiry_of(lifetime, request, kwargs),
         )
         return OffloadResponse(request, offload, headers=head)
 
@@ -145,43 +138,31 @@ def websocket(
     followed_of, published_of = _names_of(subscribe), _names_of(publish)
     prefix_of, suffix_of = text_function(prefix), text_function(suffix)
     # Of one name without a list around it, each letter would count, and "*" among them.
-    spoken, trusted = _tuple_of(subprotocols), _tuple_of(origins)
+    spoken, trusted = tuple_of(subprotocols), tuple_of(origins)
     if envelope not in (None, "json"):
         raise ValueError(f'envelope={envelope!r} is neither None nor "json"')
 
     def view(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
-        version = request.META.get("SERVER_PROTOCOL", "")
-        try:
-            handshake = read_handshake("GET", version, request.headers, may_compress=compress)
-        except HandshakeError as exc:
-            return _plain(exc.status, f"This is a WebSocket: {exc}.\n", exc.headers)
-        if not is_welcome(request, trusted):
-            return _plain(403, "Pages of this origin may not open the WebSocket.\n")
+        handshake = take_handshake(request, origins=trusted, compress=compress)
+        if isinstance(handshake, HttpResponse):
+            return handshake
         followed = channels_of(followed_of(request, **kwargs))
         published = channels_of(published_of(request, **kwargs))
-        if not has_hub(request):
-            return _plain(501, NO_HUB)
-        offload = Offload(
-            "websocket",
+        particulars = {
+            "publish": [astuple(channel) for channel in published],
+            "prefix": prefix_of(request, **kwargs),
+            "suffix": suffix_of(request, **kwargs),
+        }
+        return open_websocket(
+            request,
+            handshake,
             followed,
-            conf.bus,
-            {
-                "envelope": envelope,
-                "prefix": conf.prefix,
-                "heartbeat": conf.heartbeat,
-                "max_size": max_size,
-                "deflate": handshake.deflate and [handshake.deflate.server_max_window_bits],
-            },
-            _cursor(request),
-            {
-                "publish": [astuple(channel) for channel in published],
-                "prefix": prefix_of(request, **kwargs),
-                "suffix": suffix_of(request, **kwargs),
-            },
-            labels_of(request),
-            _expiry(lifetime, request, kwargs),
+            particulars,
+            envelope=envelope,
+            subprotocols=spoken,
+            max_size=max_size,
+            expires=expiry_of(lifetime, request, kwargs),
         )
-        return OffloadResponse(request, offload, status=101, headers=_upgrade(handshake, spoken))
 
     channels = [subscribe] if isinstance(subscribe, str) or callable(subscribe) else list(subscribe)
     return csrf_exempt(require_GET(_named(view, "websocket", "WebSocket", channels)))
@@ -195,10 +176,6 @@ def _named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFu
     return view
 
 
-def _tuple_of(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def _names_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunction:
     if isinstance(channels, str) or callable(channels):
         return names_function((channels,))
@@ -206,31 +183,7 @@ def _names_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunct
     return names_function(names) if names else lambda request, **kwargs: ()
 
 
-def _upgrade(handshake: Handshake, subprotocols: Sequence[str]) -> dict[str, str]:
-    """Return the headers of the response that opens a WebSocket."""
-    chosen = next((name for name in handshake.subprotocols if name in subprotocols), None)
-    headers = handshake.headers(chosen)
-    del headers["Connection"]  # the server's (PEP 3333): the hub adds it
-    return headers
-
-
-def _cursor(request: HttpRequest) -> str | None:
-    """Return where the client has stopped; None if it is new."""
-    cursor = (
-        # First, as an EventSource that returns repeats its URL, whose cursor is an older one by then.
-        request.headers.get("Last-Event-ID") or request.GET.get("last_event_id") or request.GET.get("since")
-    )
-    if not cursor:
-        return None
-    is_safe = len(cursor) <= MAX_CURSOR_SIZE and cursor.isascii() and cursor.isprintable()
-    return cursor if is_safe else INVALID_CURSOR
-
-
-def _expiry(lifetime: Lifetime, request: HttpRequest, kwargs: Mapping[str, Any]) -> float | None:
+def expiry_of(lifetime: Lifetime, request: HttpRequest, kwargs: Mapping[str, Any]) -> float | None:
     """Return the Unix time when a connection ends that begins now."""
     seconds = lifetime(request, **kwargs) if callable(lifetime) else lifetime
     return None if seconds is None else time.time() + seconds
-
-
-def _plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=headers)

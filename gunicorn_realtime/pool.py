@@ -94,6 +94,7 @@ class Pool:
             fds = {
                 "hand": line.hand_hub.fileno(),
                 "back": self.lines.back_hub.fileno(),
+                "events": self.lines.events_hub.fileno(),
                 "lifeline": line.lifeline_hub,
                 "lock": lock,
             }

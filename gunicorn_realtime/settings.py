@@ -27,6 +27,7 @@ class Settings:
         head_size: Bytes of the largest request head that is waited for.
         head_timeout: Seconds a client may take to send a request's head.
         write_timeout: Seconds a client may accept nothing while there is something to send.
+        event_threads: Threads of each worker that handle what clients send, beside those for pages.
     """
 
     hubs: int = 1
@@ -38,6 +39,7 @@ class Settings:
     head_size: int = 64 * 1024
     head_timeout: float = 10.0
     write_timeout: float = 60.0
+    event_threads: int = 2
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

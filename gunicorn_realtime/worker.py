@@ -6,6 +6,8 @@ in this module, which nothing else in the project knows. Three things differ fro
 - Heads are waited for on the poller: a thread sees a request when its head is complete.
 - An application can offload its connection: `environ["gunicorn_realtime.offload"]`.
 - Connections come back from a hub, to be served like any kept-alive one.
+
+What happens to offloaded connections comes back as event calls, on threads of their own.
 """
 
 from __future__ import annotations
@@ -13,22 +15,27 @@ from __future__ import annotations
 import errno
 import io
 import ipaddress
+import json
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from gunicorn.http.wsgi import Response
+from gunicorn.http.wsgi import Response, base_environ
 from gunicorn.util import http_date
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from .admission import Admission, engine_asked_for, may_refuse
 from .arbiter import arbiter_lines, drain_timeout
 from .errors import OffloadRefused, ProtocolError, TooLarge
+from .event_threads import EventThreads
+from .plumbing.events import ENVIRON_KEY as EVENT_KEY
+from .plumbing.events import Answer, Event, Outcome, encode_environ
 from .plumbing.frames import Frame
 from .plumbing.handover import HandBack, Handover
 from .plumbing.lines import receive
@@ -156,8 +163,22 @@ class Worker(ThreadWorker):
             self.poller, settings.head_size, settings.head_timeout, self._serve, self._drop_connection
         )
         self.closing = Closing(self.poller)
+        self.event_threads = EventThreads(
+            self.lines.events_worker,
+            settings.event_threads,
+            partial(self._run_event, self.wsgi),
+            lambda: not self.alive,
+            self.log,
+        )
+        self.event_threads.start()
         self.wsgi = partial(self._call_application, self.wsgi)
         Pool(self.lines, self.log, self._hub_options(), self._is_orphan).start()
+
+    def run(self) -> None:
+        super().run()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        while not self.event_threads.join(timeout=1.0) and time.monotonic() < deadline:
+            self.notify()
 
     def _hub_options(self) -> dict[str, Any]:
         return {
@@ -279,10 +300,13 @@ class Worker(ThreadWorker):
 
     def _call_application(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
         response = start_response.__self__
-        environ[ENVIRON_KEY] = partial(self._offload, self.current.conn, response)
+        received = dict(environ)  # as we made it: whatever the application does to its own
+        environ[ENVIRON_KEY] = partial(self._offload, self.current.conn, response, received)
         return application(environ, start_response)
 
-    def _offload(self, conn: Conn, response: Response, offload: Offload) -> Iterable[bytes]:
+    def _offload(
+        self, conn: Conn, response: Response, environ: dict[str, Any], offload: Offload
+    ) -> Iterable[bytes]:
         """`environ["gunicorn_realtime.offload"]`: return the rest of the response's body.
 
         It is empty when the connection is a hub's now, else it is the body of a refusal.
@@ -299,6 +323,7 @@ class Worker(ThreadWorker):
             keep_alive=not (response.should_close() or _declares_body(response.req)),
             head=_encode_head(response),
             rest=_take_bytes(conn),
+            environ=encode_environ(environ) if offload.events is not None else "",
         )
         _prepare_socket(conn.sock, self.settings.write_timeout)
         try:
@@ -309,6 +334,48 @@ class Worker(ThreadWorker):
             return _answer_instead(response, refusal(offload.engine, offload.options))
         _give_up(conn, response)
         return ()
+
+    def _run_event(self, application: Any, environ: str, event: Event) -> Answer:
+        """Call the application for an event of a connection that it has offloaded."""
+        request = {
+            **base_environ(self.cfg),
+            "wsgi.multithread": True,
+            "wsgi.input": io.BytesIO(),
+            **json.loads(environ),
+            EVENT_KEY: event,
+        }
+        status = ""
+
+        def start_response(line: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+            nonlocal status
+            status = line
+            return lambda data: None
+
+        try:
+            body = application(request, start_response)
+            try:
+                for _ in body:
+                    pass
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+        except Exception:
+            self.log.exception("Error handling an event of %s", request.get("PATH_INFO"))
+            return Answer(Outcome.FAILED)
+        finally:
+            self._count_request()
+        if event.answer is not None and status.startswith("2"):
+            return event.answer
+        outcome = Outcome.FAILED if status.startswith("5") else Outcome.REFUSED
+        self.log.info("An event of %s was answered %s", request.get("PATH_INFO"), status)
+        return Answer(outcome)
+
+    def _count_request(self) -> None:
+        """An event counts towards `max_requests` like any request."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current event.")
+            self.alive = False
 
     def _is_proxy(self, client: Any) -> bool:
         """Whether many clients may come from this address."""

@@ -64,6 +64,10 @@ class Engine:
         """Return what comes last when the hub stops."""
         return b""
 
+    def tell(self, data: bytes, *, is_binary: bool) -> bytes:
+        """Return what an application says to one client, which is no message of a channel."""
+        raise NotImplementedError
+
     def finish(self, connection: Connection) -> None:
         """End a connection that has had its one message, or has waited for it long enough."""
         raise NotImplementedError

@@ -10,6 +10,9 @@ Options:
 Particulars:
     publish   the channels that the client's messages go to
     prefix, suffix  what is put before and behind each of them
+    effects   what the application wants at once, see `plumbing.events`
+
+Where the application wants to be called for what the client sends, nothing is published.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..bus.channel import Channel
 from ..bus.client import Outgoing
 from ..errors import ProtocolError
+from ..plumbing.events import Event, EventKind, decode_effects
 from ..plumbing.handover import channel_from
 from ..protocols import websocket as protocol
 from ..protocols.websocket import BinaryMessage, Close, Ping, Pong, TextMessage
@@ -78,6 +82,7 @@ class WebSocket(Engine):
         conversation.prefix = particulars.get("prefix", "").encode()
         conversation.suffix = particulars.get("suffix", "").encode()
         connection.send(handover.head + b"Connection: Upgrade\r\n\r\n" + self._cursor(cursor))
+        connection.hub.apply(connection, decode_effects(particulars.get("effects", ())))
         early, conversation.early = handover.rest + conversation.early, b""
         if early:
             self._converse(connection, conversation, early)
@@ -86,18 +91,21 @@ class WebSocket(Engine):
         if message.reset is not None:
             return self.reset([message.channel], message.reset)
         if self.envelope is None:
-            encode = protocol.encode_binary if message.is_binary else protocol.encode_text
-            return encode(message.data, self.deflate)
+            return self._encode_data(message.data, is_binary=message.is_binary)
         fields: dict[str, Any] = {
             "id": message.stamp.cursor if message.stamp else None,
             "channel": message.channel.removeprefix(self.prefix),
             "event": message.event,
+            **_as_fields(message.data, message.is_binary),
         }
-        if message.is_binary:
-            fields |= {"data": base64.b64encode(message.data).decode(), "base64": True}
-        else:
-            fields["data"] = message.data.decode("utf-8", "replace")
         return self._encode_fields(fields)
+
+    def tell(self, data: bytes, *, is_binary: bool) -> bytes:
+        if self.envelope is None:
+            return self._encode_data(data, is_binary=is_binary)
+        return self._encode_fields(
+            {"id": None, "channel": None, "event": "message", **_as_fields(data, is_binary)}
+        )
 
     def beat(self, cursor: str | None = None) -> bytes:
         return protocol.encode_ping() + self._cursor(cursor)
@@ -112,6 +120,8 @@ class WebSocket(Engine):
         return protocol.encode_close(CloseCode.GOING_AWAY)
 
     def disconnect(self, connection: Connection, code: int, reason: str) -> None:
+        if connection.dialogue is not None:
+            connection.dialogue.code = code
         connection.hub.end(connection, protocol.encode_close(code, reason), reason)
 
     def _cursor(self, cursor: str | None) -> bytes:
@@ -119,6 +129,10 @@ class WebSocket(Engine):
         if cursor is None or self.envelope is None:
             return b""
         return self._encode_fields({"id": cursor, "channel": None, "event": "cursor", "data": None})
+
+    def _encode_data(self, data: bytes, *, is_binary: bool) -> bytes:
+        encode = protocol.encode_binary if is_binary else protocol.encode_text
+        return encode(data, self.deflate)
 
     def _encode_fields(self, fields: Mapping[str, Any]) -> bytes:
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
@@ -162,9 +176,9 @@ class WebSocket(Engine):
     def _act(self, connection: Connection, conversation: Conversation, event: protocol.Event) -> None:
         match event:
             case TextMessage(data):
-                self._publish(connection, conversation, data, is_binary=False)
+                self._take(connection, conversation, data, is_binary=False)
             case BinaryMessage(data):
-                self._publish(connection, conversation, data, is_binary=True)
+                self._take(connection, conversation, data, is_binary=True)
             case Ping(payload):
                 conversation.pings += 1
                 if conversation.pings > MAX_PINGS:
@@ -174,7 +188,17 @@ class WebSocket(Engine):
             case Pong():
                 pass
             case Close(code):
+                if connection.dialogue is not None:
+                    connection.dialogue.code = code
                 connection.hub.end(connection, protocol.encode_close(code), "the client closed")
+
+    def _take(
+        self, connection: Connection, conversation: Conversation, data: bytes, *, is_binary: bool
+    ) -> None:
+        if connection.dialogue is None:
+            self._publish(connection, conversation, data, is_binary=is_binary)
+        else:
+            connection.dialogue.tell(Event(EventKind.RECEIVED, data, is_binary))
 
     def _publish(
         self, connection: Connection, conversation: Conversation, data: bytes, *, is_binary: bool
@@ -192,6 +216,13 @@ class WebSocket(Engine):
         following.outbox.put(
             connection, [Outgoing(channel, data, is_binary=is_binary) for channel in conversation.publish]
         )
+
+
+def _as_fields(data: bytes, is_binary: bool) -> dict[str, Any]:
+    """Return data as the envelope has it."""
+    if is_binary:
+        return {"data": base64.b64encode(data).decode(), "base64": True}
+    return {"data": data.decode("utf-8", "replace")}
 
 
 ENGINE = WebSocket

@@ -33,6 +33,7 @@ def main() -> int:
         Settings.from_environ(os.environ),
         hand=fds["hand"],
         back=fds["back"],
+        events=fds["events"],
         lifeline=fds["lifeline"],
         drain_timeout=options["drain_timeout"],
     )

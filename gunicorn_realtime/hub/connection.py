@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..bus.client import Page
     from ..bus.message import Message
     from ..plumbing.handover import Handover
+    from .events import Dialogue
     from .fanout import Audience
     from .feed import Feed
     from .process import Hub
@@ -22,6 +24,8 @@ READ_SIZE = 16 * 1024  # bytes
 
 # Answers that a client may ask for and not read.
 MAX_UNREAD_SIZE = 512 * 1024  # bytes
+
+NOTHING: Mapping[Any, int] = {}
 
 
 class Lag:
@@ -52,6 +56,7 @@ class Connection:
         "bytes",
         "came",
         "conversation",
+        "dialogue",
         "ending",
         "fd",
         "hub",
@@ -67,6 +72,7 @@ class Connection:
         "position",
         "reader",
         "received",
+        "since",
     )
 
     def __init__(self, hub: Hub, fd: int, audience: Audience, address: str, opening: Handover) -> None:
@@ -78,10 +84,12 @@ class Connection:
         self.is_open = False  # the response's head has been sent
         self.labels = opening.offload.labels
         self.conversation: Any = None  # its engine's own
+        self.dialogue: Dialogue | None = None  # if its application wants to know what happens to it
         self.ending: str | None = None  # why, when only the last bytes are still on their way
         self.pager: Event | None = None  # set whenever it can take more of its history
         self.position = 0
         self.came = 0  # the newest key then: what is older and has no id is not for it
+        self.since: dict[Feed, int] | None = None  # the newest key when it joined a feed while behind
         self.index = -1  # in the audience's array
         self.places: list[int] | None = None  # or in the arrays of the audience's parts
         self.lag: Lag | None = None
@@ -203,6 +211,12 @@ class Connection:
         if self.opening is None:
             self.audience.join(self)
 
+    def note_joined(self, feed: Feed) -> None:
+        """It follows one more feed from now on, wherever it stands in the others."""
+        if self.since is None:
+            self.since = {}
+        self.since[feed] = self.audience.following.fanout.key
+
     @property
     def has_place(self) -> bool:
         """It keeps up with its audience."""
@@ -229,8 +243,8 @@ class Connection:
     def _take_batch(self) -> bytes:
         """Return what is sent next, and move on behind it."""
         audience = self.audience
-        if self.position < self.came:
-            entries = audience.missed(self.position, self.came)
+        if self.position < self.came or self.since is not None:
+            entries = audience.missed(self.position, self.came, self.since or NOTHING)
             data, position = audience.join_encoded(entries, self.position)
         else:
             entries = audience.after(self.position)
@@ -258,7 +272,7 @@ class Connection:
             self.lag is not None
             and self.pager is None
             and self.ending is None
-            and self.position < self.audience.floor
+            and self.audience.has_dropped(self.position, self.since or NOTHING)
             and not self.is_answered
         )
 

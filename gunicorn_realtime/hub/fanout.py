@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -111,10 +111,15 @@ class Audience:
     def last(self) -> int:
         return max([feed.last for feed in self.feeds], default=0)
 
-    @property
-    def floor(self) -> int:
-        """Who has less than this has missed something for good."""
-        return max([feed.floor for feed in self.feeds if not feed.is_latest], default=0)
+    def has_dropped(self, position: int, since: Mapping[Feed, int]) -> bool:
+        """Tell whether somebody at a position has missed something for good.
+
+        Args:
+            since: Where it joined feeds later than that.
+        """
+        return any(
+            feed.floor > max(position, since.get(feed, 0)) for feed in self.feeds if not feed.is_latest
+        )
 
     @property
     def is_used(self) -> bool:
@@ -139,6 +144,7 @@ class Audience:
 
     def join(self, connection: Connection) -> None:
         """Take a connection that has everything."""
+        connection.since = None
         for feed in self.feeds:
             feed.absent -= 1
         if len(self.feeds) > 1 and not self.fds and self.away < FEW:
@@ -373,9 +379,14 @@ class Audience:
             return self.feeds[0].after(position)
         return sorted((entry for feed in self.feeds for entry in feed.after(position)), key=_key)
 
-    def missed(self, position: int, came: int) -> list[Entry]:
-        """Return what is newer than a position for a client that came at another, in order."""
-        return sorted((entry for feed in self.feeds for entry in feed.missed(position, came)), key=_key)
+    def missed(self, position: int, came: int, since: Mapping[Feed, int]) -> list[Entry]:
+        """Return what is newer than a position for a client that came at another, in order.
+
+        Args:
+            since: Where it joined feeds later than that.
+        """
+        entries = (feed.missed(max(position, since.get(feed, 0)), came) for feed in self.feeds)
+        return sorted((entry for some in entries for entry in some), key=_key)
 
     def batch(self, position: int) -> tuple[bytes, int]:
         """Return what follows a position as it goes over the wire, and the position behind it."""

@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import gevent
 import gevent.event
@@ -22,6 +22,7 @@ from ..bus.address import BusAddress
 from ..bus.control import Disconnect
 from ..engines.base import Engine, make_engine
 from ..errors import OffloadRefused, ProtocolError, TooLarge
+from ..plumbing.events import Close, Effect, Event, EventKind, Send, Subscribe, Unsubscribe
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
@@ -29,10 +30,12 @@ from ..protocols.websocket_close import CloseCode
 from ..refusal import refusal
 from ..settings import Settings
 from .connection import READ, Connection, left
+from .events import Dialogue, EventCalls
 from .fanout import Audience, Fanout
 from .feed import OVERHEAD, Feed
 from .following import Following
 from .replay import Replay
+from .subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +66,14 @@ class Hub:
 
     Args:
         settings: The operator's.
-        hand, back: Descriptors of the hub's ends of the pairs.
+        hand, back, events: Descriptors of the hub's ends of the pairs.
         lifeline: Descriptor of the pipe by which the arbiter says stop, or is gone.
         drain_timeout: Seconds that clients may take for their last bytes when the hub stops.
     """
 
-    def __init__(self, settings: Settings, hand: int, back: int, lifeline: int, drain_timeout: float) -> None:
+    def __init__(
+        self, settings: Settings, hand: int, back: int, events: int, lifeline: int, drain_timeout: float
+    ) -> None:
         self.settings = settings
         self.drain_timeout = drain_timeout
         self.loop = gevent.get_hub().loop
@@ -76,6 +81,8 @@ class Hub:
         self.hand.setblocking(False)
         self.back = blocking_socket(fileno=back)
         self.back.setblocking(False)
+        self.events = EventCalls(self.loop, blocking_socket(fileno=events))
+        self.events.line.setblocking(False)
         self.hand_watcher = self.loop.io(self.hand.fileno(), READ)
         self.lifeline = lifeline
         self.capacity = _capacity(settings)
@@ -100,6 +107,7 @@ class Hub:
         self.stopped = gevent.event.Event()
         self.slice_timer = self.loop.timer(0)
         self.slice_is_due = False
+        self.subscriptions = Subscriptions(self)
 
     def run(self) -> None:
         """Serve until the arbiter says stop or is gone, then let the clients go."""
@@ -156,8 +164,8 @@ class Hub:
                 handover = Handover.from_frame(frame)
                 engine = self._engine(handover)
                 self.take(fds[0], engine, handover)
-            case Kind.HAND_BACK:
-                raise ProtocolError("a hand-back goes to a worker")
+            case Kind.HAND_BACK | Kind.EVENT:
+                raise ProtocolError(f"{frame.kind.name} goes to a worker")
 
     def take(self, fd: int, engine: Engine, handover: Handover) -> None:
         """Make a connection of a client's socket, or refuse it."""
@@ -179,6 +187,9 @@ class Hub:
         self.per_user.update(_users(connection.labels))
         if handover.offload.expires is not None:
             self.expiring[connection] = handover.offload.expires
+        if handover.offload.events is not None:
+            events, environ = handover.offload.events, handover.environ
+            connection.dialogue = Dialogue(self.events, connection, events, environ)
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
@@ -227,6 +238,8 @@ class Hub:
         self.opening[connection] = math.inf
         try:
             connection.audience.engine.open(connection, handover, cursor)
+            if connection.dialogue is not None:
+                connection.dialogue.tell(Event(EventKind.OPENED))
         except OSError as exc:
             self.close(connection, left(exc))
         except Exception:
@@ -291,6 +304,7 @@ class Hub:
         for connection in list(self.waiting.pop(feed, ())):
             if all(feed.is_confirmed for feed in connection.audience.feeds):
                 self._open(connection)
+        self.subscriptions.confirm(feed)
 
     def _run_slice(self) -> None:
         fanouts = [following.fanout for following in self.followings.values()]
@@ -308,6 +322,25 @@ class Hub:
         for following in self.followings.values():
             following.fanout.forget(self.lagging)
             following.resume()
+
+    # Applications want something of them.
+
+    def apply(self, connection: Connection, effects: Iterable[Effect]) -> None:
+        """Do what an application wants of a connection after an event, as long as there is one."""
+        for effect in effects:
+            if connection.fd < 0 or connection.ending is not None:
+                return
+            match effect:
+                case Send(data, is_binary):
+                    connection.answer(connection.audience.engine.tell(data, is_binary=is_binary))
+                case Subscribe(channel, cursor):
+                    self.subscriptions.add(connection, channel, cursor)
+                case Unsubscribe(name):
+                    self.subscriptions.drop(connection, name)
+                case Close(code, reason):
+                    connection.audience.engine.disconnect(connection, code, reason)
+                case _:
+                    assert_never(effect)
 
     # Connections go.
 
@@ -407,6 +440,9 @@ class Hub:
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
         audience.engine.left(connection)
+        if connection.dialogue is not None:
+            self.subscriptions.forget(connection)
+            connection.dialogue.close()
         return connection.release()
 
     def _log_end(self, connection: Connection, reason: str) -> None:
@@ -528,6 +564,8 @@ class Hub:
                 self._say_goodbye(connection)
         for connection in list(self.connections.values()):
             self.close(connection, "the hub stopped")
+        while self.events.is_busy and time.monotonic() < deadline:
+            gevent.sleep(0.02)
 
     def _say_goodbye(self, connection: Connection) -> None:
         if connection.fd < 0:
@@ -537,6 +575,8 @@ class Hub:
             return
         if connection not in self.told:
             self.told.add(connection)
+            if connection.dialogue is not None:
+                connection.dialogue.code = CloseCode.GOING_AWAY
             try:
                 connection.send(connection.audience.engine.goodbye())
             except OSError:

@@ -4,7 +4,7 @@
     kind      1 byte
     sizes     2 × 4    bytes of the fields, and of the head
     fields             JSON object
-    head               the response's head (a handover)
+    head               the response's head (a handover), the request's environ (an event)
     rest               what was read of the connection beyond the request's head
 
 Numbers are in network order. A hub outlives workers, so the two may be of different versions of
@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import ProtocolError, TooLarge
 
-PROTOCOL = 2
+PROTOCOL = 3
 HEADER = struct.Struct("!BBII")  # protocol, kind, size of the fields, size of the head
 
 # The largest SEQPACKET message that Linux takes with its default buffer is 212,960 bytes.
@@ -33,6 +33,7 @@ class Kind(IntEnum):
     HANDOVER = 1  # worker to hub: a client's socket
     ANNOUNCE = 2  # worker to hub: the bus of the application
     HAND_BACK = 3  # hub to worker: a client's socket, to be kept alive
+    EVENT = 4  # hub to event thread: one end of a pair for an event and its answer
 
 
 @dataclass(frozen=True, slots=True)

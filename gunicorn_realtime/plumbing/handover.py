@@ -10,7 +10,7 @@ from ..bus.address import BusAddress
 from ..bus.channel import Channel, SlowClient
 from ..errors import ProtocolError
 from .frames import Frame, Kind
-from .offload import Offload
+from .offload import Events, Offload
 
 # What socket.accept() gives and gunicorn keeps: (host, port, ...) or, of a Unix socket, its path.
 Address = tuple[Any, ...] | str
@@ -28,6 +28,7 @@ class Handover:
         head: Status line and headers of the response, without those that frame it (Connection,
             Transfer-Encoding) and without the empty line: the engine adds them.
         rest: What was read of the connection beyond the request's head.
+        environ: Of the request, for event calls: JSON; empty if there are none.
     """
 
     offload: Offload
@@ -37,6 +38,7 @@ class Handover:
     keep_alive: bool
     head: bytes
     rest: bytes
+    environ: str = ""
 
     def frame(self) -> Frame:
         fields = {
@@ -48,6 +50,8 @@ class Handover:
             "particulars": self.offload.particulars,
             "labels": self.offload.labels,
             "expires": self.offload.expires,
+            "events": self.offload.events and astuple(self.offload.events),
+            "environ": self.environ,
             "client": self.client,
             "server": self.server,
             "counted": self.counted,
@@ -68,6 +72,7 @@ class Handover:
                 fields["particulars"],
                 tuple(fields["labels"]),
                 fields["expires"],
+                _events_from(fields["events"]),
             )
             return cls(
                 offload,
@@ -77,6 +82,7 @@ class Handover:
                 fields["keep_alive"],
                 frame.head,
                 frame.rest,
+                fields["environ"],
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(f"a handover lacks {exc}") from None
@@ -116,6 +122,13 @@ def channel_from(fields: Sequence[Any]) -> Channel:
     """Return the channel whose `astuple` has crossed as JSON."""
     name, history, ttl, slow_client = fields
     return Channel(name, history, ttl, SlowClient(slow_client))
+
+
+def _events_from(fields: Sequence[Any] | None) -> Events | None:
+    if fields is None:
+        return None
+    kinds, timeout, state = fields
+    return Events(tuple(kinds), timeout, state)
 
 
 def _address(value: Any) -> Address:

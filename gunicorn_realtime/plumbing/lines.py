@@ -28,6 +28,8 @@ SEND_TIMEOUT = 1.5  # seconds
 # Room for some 1,600 handovers of 600 bytes while a hub is being replaced.
 QUEUE_SIZE = 1024 * 1024  # bytes
 
+EVENT_WAIT = 0.5  # seconds
+
 DRAIN = b"d"
 
 SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>; the superuser's way past net.core.wmem_max
@@ -89,6 +91,9 @@ class Lines:
         self.arbiter_pid = os.getpid()
         self.directory = tempfile.mkdtemp(prefix="gunicorn-realtime-")
         self.back_worker, self.back_hub = _pair()
+        self.events_worker, self.events_hub = _pair()
+        # Event threads look up so often from waiting, to see whether their worker stops.
+        self.events_worker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(EVENT_WAIT))
         self.lines = [self._make_line(index) for index in range(hubs)]
         self._turn = 0
         if os.geteuid() == 0:

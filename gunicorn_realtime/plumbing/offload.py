@@ -15,6 +15,21 @@ ENVIRON_KEY = "gunicorn_realtime.offload"
 
 
 @dataclass(frozen=True, slots=True)
+class Events:
+    """What the application wants to be called for, see `plumbing.events`.
+
+    Args:
+        kinds: Of `EventKind`.
+        timeout: Seconds that a call may take once it has begun; then the connection is closed.
+        state: What the first call finds as the connection's, JSON.
+    """
+
+    kinds: tuple[str, ...]
+    timeout: float = 30.0
+    state: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
 class Offload:
     """Which engine is to drive the connection, and what it follows.
 
@@ -27,6 +42,7 @@ class Offload:
         particulars: What the engine is to know of this connection alone, JSON-able; see its module.
         labels: Whose the connection is, so that it can be ended from afar.
         expires: Unix time when it ends, in seconds.
+        events: What happens to the connection becomes calls of the application; None calls it for nothing.
     """
 
     engine: str
@@ -37,6 +53,7 @@ class Offload:
     particulars: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     expires: float | None = None
+    events: Events | None = None
 
     @property
     def followed(self) -> tuple[Channel, ...]:

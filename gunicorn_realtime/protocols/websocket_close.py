@@ -13,6 +13,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 1002
     UNSUPPORTED_DATA = 1003
     NO_STATUS_RECEIVED = 1005  # stands for a close frame without a code
+    ABNORMAL_CLOSURE = 1006  # stands for no close frame at all
     INVALID_PAYLOAD = 1007
     POLICY_VIOLATION = 1008
     MESSAGE_TOO_BIG = 1009

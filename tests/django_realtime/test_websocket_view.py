@@ -12,7 +12,7 @@ from django.urls import path
 
 import django_realtime as realtime
 from django_realtime.conf import conf
-from django_realtime.views import MAX_RECEIVED_SIZE
+from django_realtime.opening import MAX_RECEIVED_SIZE
 from gunicorn_realtime.bus.channel import Channel, SlowClient
 from gunicorn_realtime.plumbing.handover import channel_from
 from gunicorn_realtime.plumbing.offload import Offload

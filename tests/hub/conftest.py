@@ -117,8 +117,13 @@ class HubUnderTest(Hub):
 
     def __init__(self, settings: Settings, lines: Lines) -> None:
         line = lines.lines[0]
-        hand, back = os.dup(line.hand_hub.fileno()), os.dup(lines.back_hub.fileno())
-        super().__init__(settings, hand, back, line.lifeline_hub, drain_timeout=TIMEOUT)
+        ends = (line.hand_hub, lines.back_hub, lines.events_hub)
+        super().__init__(
+            settings,
+            *(os.dup(end.fileno()) for end in ends),
+            lifeline=line.lifeline_hub,
+            drain_timeout=TIMEOUT,
+        )
         self.reasons: dict[Connection, str] = {}
         self.bus = Bus(self)
         self.followings[BUS] = self.bus  # type: ignore[assignment]
@@ -157,6 +162,7 @@ class HubUnderTest(Hub):
         self.hand_watcher.close()
         self.hand.close()
         self.back.close()
+        self.events.close()
 
 
 class Client:
@@ -212,8 +218,8 @@ def close_lines(lines: Lines) -> None:
     lines.close(0)
     for line in lines.lines:
         close_line(line)
-    lines.back_worker.close()
-    lines.back_hub.close()
+    for end in (lines.back_worker, lines.back_hub, lines.events_worker, lines.events_hub):
+        end.close()
 
 
 def close_line(line: Line) -> None:

@@ -10,8 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.hub import fanout
 from gunicorn_realtime.hub.connection import Connection
+from gunicorn_realtime.plumbing.events import Subscribe, Unsubscribe
 from gunicorn_realtime.plumbing.lines import Lines
 from gunicorn_realtime.settings import Settings
 from tests.hub.conftest import Client, HubUnderTest, LineEngine, close_lines, handover
@@ -138,6 +140,23 @@ class FanoutMachine(RuleBasedStateMachine):
     def all_read(self) -> None:
         for follower in self.alive():
             follower.client.read()
+
+    @rule(index=st.integers(0, 100), channel=st.sampled_from(CHANNELS))
+    def subscribe(self, index: int, channel: str) -> None:
+        follower = self.pick(index)
+        if not follower or not follower.is_opened or follower.is_one_shot or not self.hub.bus.is_in_reach:
+            return  # without the bus it would begin later
+        self.hub.apply(follower.connection, [Subscribe(Channel(channel))])
+        follower.channels = tuple({*follower.channels, channel})
+
+    @rule(index=st.integers(0, 100), channel=st.sampled_from(CHANNELS))
+    def unsubscribe(self, index: int, channel: str) -> None:
+        follower = self.pick(index)
+        if not follower or follower.is_one_shot or not follower.connection.has_place:
+            return  # it depends on how far it is what a slow one still gets
+        if follower.connection.audience.is_settled:
+            self.hub.apply(follower.connection, [Unsubscribe(channel)])
+            follower.channels = tuple({*follower.channels} - {channel})
 
     @rule(index=st.integers(0, 100))
     def client_leaves(self, index: int) -> None:

@@ -9,7 +9,7 @@ from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.errors import ProtocolError
 from gunicorn_realtime.plumbing.frames import Frame, Kind
 from gunicorn_realtime.plumbing.handover import HandBack, Handover, announced_bus, announcement
-from gunicorn_realtime.plumbing.offload import Offload
+from gunicorn_realtime.plumbing.offload import Events, Offload
 
 addresses = st.one_of(
     st.tuples(st.text(), st.integers(0, 65535)),
@@ -23,9 +23,18 @@ offloads = st.builds(
     st.lists(st.builds(Channel, st.text())).map(tuple),
     buses,
     st.dictionaries(st.text(), st.text() | st.integers() | st.booleans() | st.none()),
+    events=st.none() | st.builds(Events, st.lists(st.text()).map(tuple), st.floats(0, 1e6), st.text()),
 )
 handovers = st.builds(
-    Handover, offloads, addresses, addresses, st.booleans(), st.booleans(), st.binary(), st.binary()
+    Handover,
+    offloads,
+    addresses,
+    addresses,
+    st.booleans(),
+    st.booleans(),
+    st.binary(),
+    st.binary(),
+    st.text(),
 )
 hand_backs = st.builds(HandBack, addresses, addresses, st.binary())
 

@@ -44,8 +44,8 @@ def make_lines() -> Iterator[Callable[..., Lines]]:
             line.hand_hub.close()
             os.close(line.lifeline_hub)
             os.close(line.lock)
-        lines.back_worker.close()
-        lines.back_hub.close()
+        for end in (lines.back_worker, lines.back_hub, lines.events_worker, lines.events_hub):
+            end.close()
 
 
 @pytest.fixture
@@ -283,7 +283,8 @@ def test_directory_and_locks_belong_to_the_workers_user(make_lines):
 
 def test_no_descriptor_of_the_lines_is_inherited_by_programs(lines):
     [line] = lines.lines
-    sockets = [line.hand_worker, line.hand_hub, lines.back_worker, lines.back_hub]
+    ends = [lines.back_worker, lines.back_hub, lines.events_worker, lines.events_hub]
+    sockets = [line.hand_worker, line.hand_hub, *ends]
     for fd in [line.lifeline_hub, line.lifeline_arbiter, line.lock, *(sock.fileno() for sock in sockets)]:
         assert not os.get_inheritable(fd)
 
