@@ -12,6 +12,7 @@ from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_safe
 
+from gunicorn_realtime.plumbing.events import ENVIRON_KEY as EVENT_KEY
 from gunicorn_realtime.plumbing.offload import Offload
 from gunicorn_realtime.protocols import sse as sse_protocol
 
@@ -28,6 +29,7 @@ from .opening import (
     tuple_of,
 )
 from .responses import OffloadResponse, can_offload
+from .signals import send_signal, wanted_events
 
 View = Callable[..., HttpResponseBase]
 Lifetime = float | Callable[..., float | None] | None
@@ -39,6 +41,7 @@ def sse(
     event: str | None = None,
     headers: Mapping[str, str] | None = None,
     lifetime: Lifetime = None,
+    signals: bool = False,
 ) -> View:
     """Return a view that streams what is published to channels as server-sent events.
 
@@ -56,6 +59,8 @@ def sse(
         headers: More headers of the response.
         lifetime: Seconds after which the stream ends and the client comes back, through the view; or a
             function of the request and the URL's arguments that returns them. None is for ever.
+        signals: Send `django_realtime.signals.connected` when a stream has begun, and `disconnected` when it
+            has ended.
 
     Raises:
         ChannelNameError: A name can't be right whatever the URL is.
@@ -66,6 +71,8 @@ def sse(
         sse_protocol.encode_event(b"", event=event)
 
     def view(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        if EVENT_KEY in request.META:
+            return send_signal(request, request.META[EVENT_KEY])
         followed = channels_of(names_of(request, **kwargs))
         if not followed:
             return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
@@ -90,6 +97,7 @@ def sse(
             cursor,
             labels=labels_of(request),
             expires=expiry_of(lifetime, request, kwargs),
+            events=wanted_events() if signals else None,
         )
         return OffloadResponse(request, offload, headers=head)
 

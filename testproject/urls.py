@@ -5,7 +5,7 @@ from django.views.generic import TemplateView
 
 import django_realtime as realtime
 
-from . import views
+from . import rooms, views
 
 urlpatterns = [
     path("", TemplateView.as_view(template_name="index.html"), name="index"),
@@ -34,6 +34,9 @@ urlpatterns = [
         ),
         name="chat-socket",
     ),
+    # The same with handlers in Django, and with rooms.
+    path("rooms/<slug:room>", rooms.room, name="room"),
+    path("ws/rooms/<slug:room>", rooms.Room.as_view(), name="room-socket"),
     # In by one channel, out by another; `manage.py invert` stands between the two.
     path("inverted", TemplateView.as_view(template_name="inverted.html"), name="inverted"),
     path(

@@ -16,7 +16,7 @@ function follow(url, since, { message, reset, state }) {
     socket.onmessage = ({ data }) => {
       const received = JSON.parse(data);
       since = received.id ?? since;
-      if (received.channel !== null) message(received);
+      if (received.channel !== null || received.event === "message") message(received);
       else if (received.event === "reset") reset(received.data);
     };
     socket.onclose = () => {

@@ -17,6 +17,7 @@ from django.contrib.auth import SESSION_KEY
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection, transaction
+from django.dispatch import receiver
 from django.http import HttpResponse, HttpResponseForbidden
 from django.urls import path
 
@@ -43,6 +44,7 @@ settings.configure(
 django.setup()
 
 import django_realtime as realtime  # noqa: E402
+from django_realtime.signals import connected, disconnected  # noqa: E402
 
 LOG = Path(os.environ["LOG"])
 
@@ -199,6 +201,13 @@ def show_event(request):
     return HttpResponse(json.dumps(found))
 
 
+@receiver(connected)
+@receiver(disconnected)
+def note_signal(signal, request, **kwargs):
+    name = "connected" if signal is connected else "disconnected"
+    note("signals", signal=name, user=request.session.get(SESSION_KEY), **request.resolver_match.kwargs)
+
+
 urlpatterns = [
     path("", page),
     path("login", login),
@@ -207,5 +216,6 @@ urlpatterns = [
     path("event", show_event),
     path("ws/<room>/", Room.as_view()),
     path("private/<room>/", Room.as_view()),
+    path("events/<room>/", realtime.sse("room-{room}", signals=True)),
 ]
 application = WSGIHandler()

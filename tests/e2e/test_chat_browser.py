@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,30 @@ def test_page_says_that_something_may_be_missing_when_the_bus_has_lost_its_memor
 
     shown = ada.locator("#messages li span")
     expect(shown).to_have_text(["Ada: after", "Some messages may be missing here.", "Ada: before"])
+
+
+# The rooms.
+
+
+def test_room_is_handled_in_django_and_answers_one_visitor_alone(gunicorn, ada: Page, bob: Page):
+    server = gunicorn("testproject.wsgi", "-w", "2")
+    for page, name in ((ada, "Ada"), (bob, "Bob")):
+        join(page, server, name)
+        page.goto(server.url("/rooms/kitchen"))
+        expect(said(page).first).to_have_text(f"{name}: has come")
+    say(ada, "hello")
+    expect(said(bob).first).to_have_text("Ada: hello")
+
+    say(ada, "/roll")
+    say(ada, "/roll")
+    expect(ada.locator("#messages li span.faint").first).to_have_text(
+        re.compile(r"You roll a \d, roll number 2\.")
+    )
+    bob.goto(server.url("/rooms/lobby"))
+    say(bob, "somewhere else")
+
+    expect(said(bob).first).to_have_text("Bob: somewhere else")
+    expect_said((ada,), "Ada: has come", "Bob: has come", "Ada: hello", "Bob: has left")
 
 
 # The inverted chat.

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from gunicorn_realtime.bus.client import Publisher
-from tests.clients import http_get
+from tests.clients import SSEClient, http_get
 from tests.e2e.conftest import bus_of
 from tests.e2e.test_lifecycle import hang_up, kill_a_worker
 from tests.servers import GunicornServer
@@ -396,6 +396,20 @@ def test_reload_disturbs_nobody(site, join):
 
     assert [ask(client, "echo hello") for client in clients] == ["hello"] * 5
     assert running.notes("disconnect") == []
+
+
+# Signals of streams.
+
+
+@pytest.mark.worker
+def test_signals_say_when_a_stream_begins_and_ends(site):
+    running = site("-w", "2")
+    with SSEClient(running.server.port, "/events/lobby/", headers=running.login("ada")) as client:
+        [note] = running.wait_for_notes("signals")
+        assert (note["signal"], note["user"], note["room"]) == ("connected", "ada", "lobby")
+        assert client.status == 200
+
+    assert running.wait_for_notes("signals", 2)[1]["signal"] == "disconnected"
 
 
 # Forged.
