@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from . import bars, crashes
+from . import bars, crashes, echoes
 from .bars import Bar
 from .load import SIZE, compile_programs
 from .machine import describe_machine
@@ -37,7 +37,7 @@ def _by_name(*runs: Run) -> dict[str, Run]:
 BARS = _by_name(
     *(bars.paced, bars.history, bars.flood, bars.delivery, bars.busy, bars.slow, bars.channels, bars.hubs)
 )
-OTHER_RUNS = _by_name(bars.connects, bars.shared, crashes.storm, crashes.failures)
+OTHER_RUNS = _by_name(bars.connects, bars.shared, echoes.events, crashes.storm, crashes.failures)
 
 
 def main() -> int:

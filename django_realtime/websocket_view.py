@@ -10,6 +10,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.decorators import classonlymethod
+from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
 
 from gunicorn_realtime.plumbing.events import (
@@ -78,7 +79,8 @@ class WebSocketView(View):
         envelope = initkwargs.get("envelope", cls.envelope)
         if envelope not in (None, "json"):
             raise ValueError(f'envelope={envelope!r} is neither None nor "json"')
-        return super().as_view(**initkwargs)
+        # Without csrf_exempt a POST would be answered 403, not 405.
+        return csrf_exempt(super().as_view(**initkwargs))
 
     # What a site overrides.
 

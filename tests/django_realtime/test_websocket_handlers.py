@@ -133,7 +133,9 @@ def test_page_of_another_site_is_refused_before_connect(hub_server):
 
 
 def test_request_that_is_no_handshake_is_answered_as_the_rfc_says(hub_server):
-    assert hub_server.get("/ws/lobby", SERVER_PROTOCOL="HTTP/1.1").status_code == 426
+    old = {**HANDSHAKE, "HTTP_SEC_WEBSOCKET_VERSION": "8"}
+    assert hub_server.get("/ws/lobby").status_code == 400
+    assert hub_server.get("/ws/lobby", **old).status_code == 426
     assert hub_server.get("/ws/lobby", "POST", **HANDSHAKE).status_code == 405
 
 

@@ -104,6 +104,16 @@ def disconnect(request):
     return HttpResponse("disconnected")
 
 
+def echo(request):
+    text = request.GET["text"].encode()
+    return HttpResponse(text, headers={"Content-Length": len(text)})
+
+
+class Echo(realtime.WebSocketView):
+    def receive(self, data):
+        self.send(data)
+
+
 def plain_stream(request):
     """What a site does without us: one greenlet or thread for each client."""
     import redis
@@ -131,6 +141,8 @@ urlpatterns = [
     path("own/events", realtime.sse(own_channels)),
     path("own/websocket", realtime.websocket(own_channels, publish="news", prefix=name)),
     path("disconnect", disconnect),
+    path("echo", echo),
+    path("echo/websocket", Echo.as_view()),
     path("plain_stream", plain_stream),
 ]
 application = WSGIHandler()
