@@ -70,7 +70,7 @@ def main() -> int:
 def _take(options: argparse.Namespace, bench: Bench, report: Report) -> None:
     """Do what is asked for, into the report."""
     if options.run == "peers":
-        known = {server.name: server for server in all_servers(options.mode)}
+        known = {server.name: server for server in all_servers(options.mode, options.size)}
         report.standings.extend(rank(bench, _chosen(known, options.only)))
     elif options.run == "plots":
         known = {sweep.name: sweep for sweep in sweeps(bench.seconds)}
@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
             for name, what in [
                 (
                     "peers",
-                    "The same load on each, one table: " + ", ".join(s.name for s in all_servers()) + ".",
+                    "The same load on each, one table: "
+                    + ", ".join(s.name for s in all_servers())
+                    + "; `-deflate` from --size 256 on.",
                 ),
                 ("bars", f"What the hub is held to: {', '.join(BARS)}."),
                 ("plots", f"How cost grows: {PLOTS_DIRECTORY}/*.svg."),

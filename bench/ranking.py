@@ -49,10 +49,14 @@ class Standing:
     remark: str = ""
 
 
-def all_servers(mode: str | None = None) -> list[Server]:
-    """Return all, or those of a mode and `limit`, the reference of both."""
+def all_servers(mode: str | None = None, size: int | None = None) -> list[Server]:
+    """Return all, or those of a mode and `limit`, the reference of both, that messages of a size make sense for."""
     known = (LIMIT, HUB, HUB_WITH_HISTORY, HUB_WEBSOCKET, HUB_WEBSOCKET_DEFLATE, *peers())
-    return [server for server in known if mode in (None, server.mode) or server is LIMIT]
+    return [
+        server
+        for server in known
+        if (mode in (None, server.mode) or server is LIMIT) and (size is None or size >= server.least_size)
+    ]
 
 
 def rank(bench: Bench, servers: Sequence[Server]) -> list[Standing]:

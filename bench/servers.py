@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gunicorn_realtime.protocols.websocket_deflate import MIN_COMPRESSED_SIZE
 from tests.clients import connect
 from tests.servers import GunicornServer, RedisServer, free_port
 from tests.waiting import wait_until
@@ -37,6 +38,7 @@ class Server:
         start: Runs it on 127.0.0.1 as long as the context lasts.
         missing: Returns what is not installed, in a sentence, or nothing.
         window: Most messages in flight when it is flooded.
+        least_size: Bytes of the smallest message that shows what is particular to it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Server:
     mode: str = "sse"
     missing: Callable[[], str] = lambda: ""
     window: int = 64
+    least_size: int = 0
 
 
 @contextmanager
@@ -117,6 +120,7 @@ HUB_WEBSOCKET_DEFLATE = Server(
     "gunicorn-realtime, WebSocket, deflate",
     partial(hub, path="/websocket/bench", deflate=True),
     mode="ws",
+    least_size=MIN_COMPRESSED_SIZE,
 )
 GEVENT_WORKER = Server("gevent", "gunicorn's gevent worker", gevent_worker)
 

@@ -18,6 +18,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from gunicorn_realtime.protocols.websocket_deflate import MIN_COMPRESSED_SIZE
 from tests.servers import ROOT, RedisServer, free_port
 from tests.waiting import wait_until
 
@@ -33,14 +34,15 @@ NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")  # where Debian has i
 def peers() -> tuple[Server, ...]:
     starlette = partial(_missing_packages, "starlette", "uvicorn")
     eventstream = partial(_missing_packages, "django-eventstream", "uvicorn")
+    compressed = partial(Server, least_size=MIN_COMPRESSED_SIZE)
     socketio = partial(_missing_packages, "python-socketio", "uvicorn", "websockets")
     return (
         Server("nchan", "nginx + nchan", nchan, "sse", _missing_nchan),
         Server("nchan-ws", "nginx + nchan", nchan, "ws", _missing_nchan),
-        Server("nchan-ws-deflate", "nginx + nchan, deflate", partial(nchan, True), "ws", _missing_nchan),
+        compressed("nchan-ws-deflate", "nginx + nchan, deflate", partial(nchan, True), "ws", _missing_nchan),
         Server("node", "node `http`", partial(node, "/sse"), "sse", _missing_node),
         Server("ws", "node `ws`", partial(node, "/ws"), "ws", _missing_node),
-        Server("ws-deflate", "node `ws`, deflate", partial(node, "/ws", True), "ws", _missing_node),
+        compressed("ws-deflate", "node `ws`, deflate", partial(node, "/ws", True), "ws", _missing_node),
         Server("starlette", "Starlette", partial(uvicorn, "starlette_app:app", "/sse"), "sse", starlette),
         Server("starlette-ws", "Starlette", partial(uvicorn, "starlette_app:app", "/ws"), "ws", starlette),
         # With more than 10 in flight it drops what comes.
