@@ -92,7 +92,9 @@ def _measure(
             for key, _ in selector.select(TIMEOUT):
                 sock, state = key.fileobj, key.data
                 assert isinstance(sock, socket.socket)
-                state[1] += sock.recv(4096)
+                data = sock.recv(4096)
+                assert data, "the server has closed a connection"
+                state[1] += data
                 if state[1].endswith(TEXT):
                     answered = time.perf_counter()
                     times.append(answered - state[0])

@@ -1,4 +1,4 @@
-"""Opening WebSockets: what the view of channels and the view of handlers have in common."""
+"""What views of long-lived connections have in common, and above all those that open WebSockets."""
 
 from __future__ import annotations
 

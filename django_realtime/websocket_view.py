@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.http import HttpRequest, HttpResponse
@@ -34,6 +34,9 @@ from .conf import conf
 from .opening import MAX_RECEIVED_SIZE, open_websocket, take_handshake, tuple_of
 from .publishing import to_bytes
 from .views import Lifetime, expiry_of
+
+# A close frame's has at most so many bytes.
+MAX_REASON_LENGTH = 123  # characters
 
 
 class WebSocketView(View):
@@ -79,6 +82,9 @@ class WebSocketView(View):
         envelope = initkwargs.get("envelope", cls.envelope)
         if envelope not in (None, "json"):
             raise ValueError(f'envelope={envelope!r} is neither None nor "json"')
+        timeout = initkwargs.get("timeout", cls.timeout)
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
         # Without csrf_exempt a POST would be answered 403, not 405.
         return csrf_exempt(super().as_view(**initkwargs))
 
@@ -136,7 +142,7 @@ class WebSocketView(View):
         """
         if not may_be_sent(code):
             raise ValueError(f"a close frame must not have the code {code!r}")
-        self._effects.append(Close(code, reason))
+        self._effects.append(Close(int(code), " ".join(str(reason).split())[:MAX_REASON_LENGTH]))
 
     # The requests.
 
@@ -179,6 +185,10 @@ class WebSocketView(View):
                 self.receive(event.data if event.is_binary else event.data.decode())
             case EventKind.CLOSED:
                 self.disconnect(event.code)
+            case EventKind.OPENED:
+                pass  # `connect` has seen to it
+            case _:
+                assert_never(event.kind)
         event.answer = Answer(Outcome.DONE, tuple(self._effects), self._encode_state())
         return HttpResponse(status=204)
 
@@ -202,9 +212,14 @@ def _split(effects: list[Effect]) -> tuple[list[Effect], list[Subscribe]]:
     for effect in effects:
         match effect:
             case Subscribe(channel, None):
-                followed[channel.name] = effect
-            case Unsubscribe(name) if name in followed:
-                del followed[name]
+                followed.setdefault(channel.name, effect)
+            case Unsubscribe(name):
+                followed.pop(name, None)
+                at_once = [other for other in at_once if not _subscribes_to(other, name)]
             case _:
                 at_once.append(effect)
     return at_once, list(followed.values())
+
+
+def _subscribes_to(effect: Effect, channel: str) -> bool:
+    return isinstance(effect, Subscribe) and effect.channel.name == channel

@@ -70,8 +70,10 @@ class EventThreads:
             except OffloadRefused as exc:
                 self._log.error("An event was lost: %s", exc)
                 continue
-            except OSError:
-                return
+            except OSError as exc:
+                self._log.error("Events cannot be taken for now: %s", exc)
+                time.sleep(1)
+                continue
             if not data:
                 return  # no hub can send anything more
             try:
@@ -100,7 +102,9 @@ class EventThreads:
             return answer.encode()
         except TooLarge as exc:
             self._log.error("An event's handler failed: %s", exc)
-            return Answer(Outcome.FAILED).encode()
+        except Exception:
+            self._log.exception("What an event's handler wants cannot be sent")
+        return Answer(Outcome.FAILED).encode()
 
 
 def _read(end: socket.socket, size: int) -> bytes:

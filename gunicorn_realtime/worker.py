@@ -125,6 +125,7 @@ class Worker(ThreadWorker):
             super().enqueue_req, max(1, self.cfg.threads - 1), self.cfg.worker_connections // 2
         )
         self.current = threading.local()
+        self.stopping_since: float | None = None
         self.proxies = _networks(self.cfg.forwarded_allow_ips)
         # What only the stock code can read: TLS, HTTP/2 without it, uwsgi's own protocol.
         self.is_plain_http = not (
@@ -170,15 +171,22 @@ class Worker(ThreadWorker):
             lambda: not self.alive,
             self.log,
         )
-        self.event_threads.start()
         self.wsgi = partial(self._call_application, self.wsgi)
         Pool(self.lines, self.log, self._hub_options(), self._is_orphan).start()
 
     def run(self) -> None:
+        self.event_threads.start()
         super().run()
-        deadline = time.monotonic() + self.cfg.graceful_timeout
+        self.alive = False  # also where the arbiter has gone
+        deadline = self._stopping_since() + self.cfg.graceful_timeout
         while not self.event_threads.join(timeout=1.0) and time.monotonic() < deadline:
             self.notify()
+
+    def _stopping_since(self) -> float:
+        """Return when the worker began to stop, as far as it was seen."""
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+        return self.stopping_since
 
     def _hub_options(self) -> dict[str, Any]:
         return {
@@ -278,6 +286,8 @@ class Worker(ThreadWorker):
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         # A stopping worker of gunicorn 24 to 26 would sleep until graceful_timeout here, though
         # the connections it waits for time out sooner.
+        if not self.alive:
+            self._stopping_since()
         longest = STOP_LINGER / 2
         super().wait_for_and_dispatch_events(longest if timeout is None else min(timeout, longest))
 
@@ -359,15 +369,15 @@ class Worker(ThreadWorker):
             finally:
                 if hasattr(body, "close"):
                     body.close()
-        except Exception:
-            self.log.exception("Error handling an event of %s", request.get("PATH_INFO"))
+        except (Exception, SystemExit):
+            self.log.exception("Error handling an event of %r", request.get("PATH_INFO"))
             return Answer(Outcome.FAILED)
         finally:
             self._count_request()
         if event.answer is not None and status.startswith("2"):
             return event.answer
         outcome = Outcome.FAILED if status.startswith("5") else Outcome.REFUSED
-        self.log.info("An event of %s was answered %s", request.get("PATH_INFO"), status)
+        self.log.info("An event of %r was answered %s", request.get("PATH_INFO"), status)
         return Answer(outcome)
 
     def _count_request(self) -> None:

@@ -76,6 +76,9 @@ class Engine:
         """Act on what the client sent."""
         raise NotImplementedError
 
+    def resumed(self, connection: Connection) -> None:
+        """Go on with what had been read when the client was to wait."""
+
     def is_gone(self, connection: Connection) -> bool:
         """Tell, before each heartbeat, whether the last one should have been answered and was not."""
         return False

@@ -84,7 +84,7 @@ class WebSocket(Engine):
         connection.send(handover.head + b"Connection: Upgrade\r\n\r\n" + self._cursor(cursor))
         connection.hub.apply(connection, decode_effects(particulars.get("effects", ())))
         early, conversation.early = handover.rest + conversation.early, b""
-        if early:
+        if early and not connection.is_over:
             self._converse(connection, conversation, early)
 
     def encode(self, message: Message) -> bytes:
@@ -120,9 +120,13 @@ class WebSocket(Engine):
         return protocol.encode_close(CloseCode.GOING_AWAY)
 
     def disconnect(self, connection: Connection, code: int, reason: str) -> None:
-        if connection.dialogue is not None:
-            connection.dialogue.code = code
+        self._note_end(connection, code)
         connection.hub.end(connection, protocol.encode_close(code, reason), reason)
+
+    def _note_end(self, connection: Connection, code: int) -> None:
+        """The connection ends with this code, unless it does with another already."""
+        if connection.dialogue is not None and connection.ending is None:
+            connection.dialogue.code = code
 
     def _cursor(self, cursor: str | None) -> bytes:
         """Return the message that only says where the client stands."""
@@ -150,6 +154,10 @@ class WebSocket(Engine):
         if len(conversation.early) > MAX_EARLY_SIZE:
             connection.hub.close(connection, f"the client sent more than {MAX_EARLY_SIZE} bytes too early")
 
+    def resumed(self, connection: Connection) -> None:
+        if connection.is_open and not connection.is_over:
+            self._converse(connection, self._conversation(connection), b"")
+
     def is_gone(self, connection: Connection) -> bool:
         if not connection.is_read:
             return False  # it cannot be heard
@@ -168,8 +176,10 @@ class WebSocket(Engine):
         try:
             for event in conversation.parser.events():
                 self._act(connection, conversation, event)
-                if connection.ending is not None or connection.fd < 0:
+                if connection.is_over:
                     return
+                if not connection.is_read:
+                    return  # the rest waits in the parser
         except ProtocolError as exc:
             self.disconnect(connection, protocol.close_code(exc), str(exc))
 
@@ -188,8 +198,7 @@ class WebSocket(Engine):
             case Pong():
                 pass
             case Close(code):
-                if connection.dialogue is not None:
-                    connection.dialogue.code = code
+                self._note_end(connection, code)
                 connection.hub.end(connection, protocol.encode_close(code), "the client closed")
 
     def _take(

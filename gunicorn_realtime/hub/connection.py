@@ -123,15 +123,18 @@ class Connection:
         self.bytes += sent
 
     def answer(self, data: bytes) -> None:
-        """Send bytes that answer what the client sent; who does not read what it asked for is cut."""
+        """Send bytes that answer what the client sent; who has not read the answers before is cut."""
+        if self.lag is not None and self.lag.answers_size > MAX_UNREAD_SIZE:
+            self.hub.close(self, "slow client")
+            return
+        if not data:
+            return
         try:
             self.send(data)
         except OSError as exc:
             self.hub.close(self, left(exc))
         if self.lag is not None:
             self.lag.answers_size += len(data)
-            if self.lag.answers_size > MAX_UNREAD_SIZE:
-                self.hub.close(self, "slow client")
 
     def send_reset(self, feeds: list[Feed], reason: str, cursor: str | None = None) -> None:
         """Say that messages of these feeds are missing for good."""
@@ -218,6 +221,11 @@ class Connection:
         self.since[feed] = self.audience.following.fanout.key
 
     @property
+    def is_over(self) -> bool:
+        """Nothing is taken from its client any more, and nothing said to it but what is on its way."""
+        return self.ending is not None or self.fd < 0
+
+    @property
     def has_place(self) -> bool:
         """It keeps up with its audience."""
         return self.index >= 0 or self.places is not None
@@ -302,6 +310,7 @@ class Connection:
     def read_on(self) -> None:
         if self.fd >= 0:
             self.reader.start(self.on_readable)
+            self.audience.engine.resumed(self)
 
     def release(self) -> int:
         """Stop watching; return the descriptor, which the caller owns now."""

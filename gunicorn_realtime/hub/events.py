@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, assert_never
 
 from ..errors import ProtocolError, TooLarge
-from ..plumbing.events import Answer, AnswerReader, Event, EventCall, EventKind, Outcome
+from ..plumbing.events import Answer, AnswerReader, Effect, Event, EventCall, EventKind, Outcome
 from ..plumbing.offload import Events
 from ..protocols.websocket_close import CloseCode
 from .connection import READ, WRITE
+from .feed import OVERHEAD
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -30,6 +34,12 @@ MAX_RUNNING = 64
 # While so much of a client waits for the application, the client is not read.
 MAX_PENDING = 16
 MAX_PENDING_SIZE = 256 * 1024  # bytes
+
+# ... and while so much of all clients waits, also of those who have left: nobody's messages are taken.
+MAX_SIZE = 32 * 1024 * 1024  # bytes
+
+# A hub says in the log that nobody takes its calls.
+LONG_WAIT = 10.0  # seconds
 
 READ_SIZE = 64 * 1024  # bytes
 
@@ -44,7 +54,7 @@ class Dialogue:
     Args:
         calls: The hub's.
         connection: Whose it is.
-        events: What the application wants to know.
+        wanted: What the application wants to know.
         environ: Of the request that opened the connection.
     """
 
@@ -53,85 +63,116 @@ class Dialogue:
         "code",
         "connection",
         "environ",
-        "events",
+        "is_called",
+        "is_opened",
         "is_retried",
         "pending",
         "size",
         "state",
+        "wanted",
     )
 
-    def __init__(self, calls: EventCalls, connection: Connection, events: Events, environ: str) -> None:
+    def __init__(self, calls: EventCalls, connection: Connection, wanted: Events, environ: str) -> None:
         self.calls = calls
         self.connection: Connection | None = connection
-        self.events = events
+        self.wanted = wanted
         self.environ = environ
-        self.state = events.state
+        self.state = wanted.state
         self.code = int(CloseCode.ABNORMAL_CLOSURE)  # how it ends, unless somebody says it better
-        self.pending: deque[Event] = deque()  # the first is being called for
-        self.size = 0  # bytes of their data
+        self.pending: deque[Event] = deque()  # while `is_called`, the first is being called for
+        self.size = 0  # bytes that they take
+        self.is_called = False
+        self.is_opened = False
         self.is_retried = False
 
     def tell(self, event: Event) -> None:
         """Call the application for an event, after those that came before."""
-        if event.kind not in self.events.kinds:
+        self.is_opened = self.is_opened or event.kind is EventKind.OPENED
+        if event.kind not in self.wanted.kinds:
             return
         self.pending.append(event)
-        self.size += len(event.data)
-        if len(self.pending) == 1:
-            self.calls.add(self)
-        elif self.connection is not None and self._is_full:
+        self._count(_cost(event))
+        self._call_next()
+        if self.is_full and self.connection is not None:
             self.connection.stop_reading()
+            if self.calls.is_full:
+                self.calls.held.add(self)
 
     def close(self) -> None:
         """The connection is gone."""
         self.connection = None
-        self.tell(Event(EventKind.CLOSED, code=self.code))
+        self.calls.held.discard(self)
+        if self.is_opened or EventKind.OPENED not in self.wanted.kinds:  # who hears of one hears of both
+            self.tell(Event(EventKind.CLOSED, code=self.code))
 
     def take(self, answer: Answer) -> None:
         """Do what the application wants after an event."""
-        self.is_retried = False
-        self._finish_first()
         if answer.state is not None:
             self.state = answer.state
         match answer.outcome:
             case Outcome.DONE:
-                if self.connection is not None:
-                    self.connection.hub.apply(self.connection, answer.effects)
+                self._finish(answer.effects)
             case Outcome.REFUSED:
-                self._end(CloseCode.POLICY_VIOLATION, "the application refused it")
+                self._finish(end=(CloseCode.POLICY_VIOLATION, "the application refused it"))
             case Outcome.FAILED:
-                self._end(CloseCode.INTERNAL_ERROR, "the application failed")
-        self._go_on()
+                self._finish(end=(CloseCode.INTERNAL_ERROR, "the application failed"))
+            case _:
+                assert_never(answer.outcome)
 
     def fail(self, reason: str) -> None:
         """There is no answer."""
-        logger.warning("An event call failed: %s", reason)
-        self.is_retried = False
-        self._finish_first()
-        self._end(CloseCode.INTERNAL_ERROR, reason)
-        self._go_on()
+        address = "-" if self.connection is None else self.connection.address or "a proxy"
+        logger.warning("An event call for a connection from %s failed: %s", address, reason)
+        self._finish(end=(CloseCode.INTERNAL_ERROR, reason))
 
-    def _finish_first(self) -> None:
-        self.size -= len(self.pending.popleft().data)
-
-    def _go_on(self) -> None:
-        if self.pending:
-            self.calls.add(self)
+    def go_on_reading(self) -> None:
+        """Read the client again, if it is not read because of us and there is room."""
         connection = self.connection
-        if connection is not None and not self._is_full and not connection.is_read:
+        if connection is not None and not self.is_full and not connection.is_read:
             connection.read_on()
 
     @property
-    def _is_full(self) -> bool:
-        return len(self.pending) > MAX_PENDING or self.size > MAX_PENDING_SIZE
+    def is_full(self) -> bool:
+        return len(self.pending) > MAX_PENDING or self.size > MAX_PENDING_SIZE or self.calls.is_full
+
+    def _call_next(self) -> None:
+        if self.pending and not self.is_called:
+            self.is_called = True
+            self.calls.add(self)
+
+    def _finish(self, effects: Iterable[Effect] = (), end: tuple[CloseCode, str] | None = None) -> None:
+        """The first event has been called for: do what follows from it, and go on with the next."""
+        self.is_retried = False
+        self._count(-_cost(self.pending.popleft()))
+        try:
+            if end is not None:
+                self._end(*end)
+            elif self.connection is not None:
+                self.connection.hub.apply(self.connection, effects)
+        except Exception:  # nobody else's events may be stuck because of it
+            logger.exception("What an application wanted could not be done")
+            self._end(CloseCode.INTERNAL_ERROR, "it could not be done")
+        finally:
+            self.is_called = False
+        self._call_next()
+        self.go_on_reading()
 
     def _end(self, code: CloseCode, reason: str) -> None:
         """End the connection; what else it has sent is not told."""
-        for event in [event for event in self.pending if event.kind is not EventKind.CLOSED]:
-            self.pending.remove(event)
-        self.size = 0
+        self._count(-sum(map(_cost, self.pending)))
+        self.pending = deque(event for event in self.pending if event.kind is EventKind.CLOSED)
+        self._count(sum(map(_cost, self.pending)))
         if self.connection is not None:
             self.connection.audience.engine.disconnect(self.connection, code, reason)
+
+    def _count(self, size: int) -> None:
+        self.size += size
+        self.calls.count(size)
+
+
+def _cost(event: Event) -> int:
+    """Return what an event takes while it waits, in bytes: also empty ones add up."""
+    return len(event.data) + OVERHEAD
 
 
 class Call:
@@ -142,7 +183,7 @@ class Call:
         TooLarge: It can never be.
     """
 
-    __slots__ = ("calls", "dialogue", "fd", "reader", "timer", "unsent", "watchers")
+    __slots__ = ("calls", "dialogue", "fd", "reader", "sent", "timer", "unsent", "watchers")
 
     def __init__(self, calls: EventCalls, dialogue: Dialogue) -> None:
         self.calls = calls
@@ -159,6 +200,7 @@ class Call:
                 raise
         ours.setblocking(False)
         self.fd = ours.detach()
+        self.sent = time.monotonic()
         self.reader = AnswerReader()
         self.timer: Any = None
         self.unsent = memoryview(event.data)
@@ -198,7 +240,7 @@ class Call:
             self.end()
             self.dialogue.take(self.reader.answer)
         elif self.reader.is_begun and self.timer is None:
-            self.timer = self.calls.loop.timer(self.dialogue.events.timeout)
+            self.timer = self.calls.loop.timer(self.dialogue.wanted.timeout)
             self.timer.start(self._on_timeout)
 
     def _died(self) -> None:
@@ -212,7 +254,7 @@ class Call:
 
     def _on_timeout(self) -> None:
         self.end()
-        self.dialogue.fail(f"it took longer than {self.dialogue.events.timeout:g} s")
+        self.dialogue.fail(f"it took longer than {self.dialogue.wanted.timeout:g} s")
 
     def end(self) -> None:
         for watcher in self.watchers:
@@ -236,14 +278,30 @@ class EventCalls:
     def __init__(self, loop: Any, line: Any) -> None:
         self.loop = loop
         self.line = line
+        self.size = 0  # bytes that all waiting events take
+        self.held: set[Dialogue] = set()  # those whose clients are not read until there is room again
         self._ready: deque[Dialogue] = deque()  # their first event waits to be sent
         self._running: set[Call] = set()
-        self._retry_timer = loop.timer(RETRY_INTERVAL)
+        self._retry_timer: Any = None  # while the line is full
         self._is_sending = False
+        self._warned = -math.inf
 
     @property
     def is_busy(self) -> bool:
         return bool(self._ready or self._running)
+
+    @property
+    def is_full(self) -> bool:
+        """So much waits for applications that nothing more should come."""
+        return self.size > MAX_SIZE
+
+    def count(self, size: int) -> None:
+        """Note that so many bytes more wait, or fewer."""
+        self.size += size
+        if self.held and self.size <= MAX_SIZE // 2:
+            held, self.held = self.held, set()
+            for dialogue in held:
+                self.loop.run_callback(dialogue.go_on_reading)
 
     def add(self, dialogue: Dialogue) -> None:
         """Call for a dialogue's first event when it is its turn."""
@@ -255,18 +313,28 @@ class EventCalls:
         if self._ready:
             self.loop.run_callback(self._send)
 
+    def warn(self, now: float) -> None:
+        """Say in the log, once a minute, that nobody takes the calls."""
+        waiting = [call.sent for call in self._running if not call.reader.is_begun]
+        if waiting and now - min(waiting) > LONG_WAIT and now - self._warned > 60:
+            self._warned = now
+            logger.warning(
+                "What clients sent has waited for %.0f s: all event threads are busy, or handlers hang. "
+                "GUNICORN_REALTIME_EVENT_THREADS is their number in each worker",
+                now - min(waiting),
+            )
+
     def close(self) -> None:
         """Send nothing more; what is under way gets no answer."""
         for call in list(self._running):
             call.end()
         self._ready.clear()
-        self._retry_timer.stop()
-        self._retry_timer.close()
+        self._stop_retrying()
         self.line.close()
 
     def _send(self) -> None:
-        if self._is_sending:
-            return  # a call that failed at once made room for the next
+        if self._is_sending or self._retry_timer is not None:
+            return  # a call that failed at once made room for the next; or the line is full
         self._is_sending = True
         try:
             self._send_ready()
@@ -285,5 +353,17 @@ class EventCalls:
                     dialogue.fail(f"it could not be sent: {exc}")
                     continue
                 self._ready.appendleft(dialogue)
-                self._retry_timer.start(self._send)
+                # A new one each time: one that has fired would fire at once when it is started again.
+                self._retry_timer = self.loop.timer(RETRY_INTERVAL)
+                self._retry_timer.start(self._retry)
                 return
+
+    def _retry(self) -> None:
+        self._stop_retrying()
+        self._send()
+
+    def _stop_retrying(self) -> None:
+        if self._retry_timer is not None:
+            self._retry_timer.stop()
+            self._retry_timer.close()
+            self._retry_timer = None

@@ -12,7 +12,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, assert_never
+from itertools import groupby
+from typing import Any
 
 import gevent
 import gevent.event
@@ -26,6 +27,7 @@ from ..plumbing.events import Close, Effect, Event, EventKind, Send, Subscribe, 
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
+from ..plumbing.offload import Offload
 from ..protocols.websocket_close import CloseCode
 from ..refusal import refusal
 from ..settings import Settings
@@ -81,8 +83,8 @@ class Hub:
         self.hand.setblocking(False)
         self.back = blocking_socket(fileno=back)
         self.back.setblocking(False)
-        self.events = EventCalls(self.loop, blocking_socket(fileno=events))
-        self.events.line.setblocking(False)
+        self.calls = EventCalls(self.loop, blocking_socket(fileno=events))
+        self.calls.line.setblocking(False)
         self.hand_watcher = self.loop.io(self.hand.fileno(), READ)
         self.lifeline = lifeline
         self.capacity = _capacity(settings)
@@ -120,6 +122,7 @@ class Hub:
         self._drain()
         self.hand_watcher.stop()
         clock.kill()
+        self.calls.close()
         for following in self.followings.values():
             following.close()
 
@@ -171,7 +174,7 @@ class Hub:
         """Make a connection of a client's socket, or refuse it."""
         os.set_blocking(fd, False)
         address = _address(handover)
-        reason = self._reason_to_refuse(address, handover.offload.labels)
+        reason = self._reason_to_refuse(address, handover.offload)
         if reason:
             logger.warning("A connection from %s was refused: %s", address or "a proxy", reason)
             _refuse(fd, handover)
@@ -188,8 +191,8 @@ class Hub:
         if handover.offload.expires is not None:
             self.expiring[connection] = handover.offload.expires
         if handover.offload.events is not None:
-            events, environ = handover.offload.events, handover.environ
-            connection.dialogue = Dialogue(self.events, connection, events, environ)
+            wanted, environ = handover.offload.events, handover.environ
+            connection.dialogue = Dialogue(self.calls, connection, wanted, environ)
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
@@ -197,7 +200,7 @@ class Hub:
         if not unconfirmed:
             self._open(connection)
 
-    def _reason_to_refuse(self, address: str, labels: Iterable[str]) -> str | None:
+    def _reason_to_refuse(self, address: str, offload: Offload) -> str | None:
         if self.is_stopping:
             return "the hub is stopping"
         if len(self.connections) >= self.capacity:
@@ -206,8 +209,10 @@ class Hub:
         if address and limit and self.per_address[address] >= limit:
             return f"the address has {limit} connections, as many as it may"
         limit = self.settings.connections_per_user
-        if limit and any(self.per_user[label] >= limit for label in _users(labels)):
+        if limit and any(self.per_user[label] >= limit for label in _users(offload.labels)):
             return f"its user has {limit} connections, as many as each may"
+        if offload.events is not None and self.calls.is_full:
+            return f"{self.calls.size} bytes of clients' messages wait for the application"
         return None
 
     def _open(self, connection: Connection, knows_clock: bool = False) -> None:
@@ -237,9 +242,9 @@ class Hub:
         connection.is_open = True
         self.opening[connection] = math.inf
         try:
-            connection.audience.engine.open(connection, handover, cursor)
             if connection.dialogue is not None:
                 connection.dialogue.tell(Event(EventKind.OPENED))
+            connection.audience.engine.open(connection, handover, cursor)
         except OSError as exc:
             self.close(connection, left(exc))
         except Exception:
@@ -327,25 +332,28 @@ class Hub:
 
     def apply(self, connection: Connection, effects: Iterable[Effect]) -> None:
         """Do what an application wants of a connection after an event, as long as there is one."""
-        for effect in effects:
-            if connection.fd < 0 or connection.ending is not None:
+        for kind, some in groupby(effects, _kind_of):
+            if connection.is_over:
                 return
-            match effect:
-                case Send(data, is_binary):
-                    connection.answer(connection.audience.engine.tell(data, is_binary=is_binary))
-                case Subscribe(channel, cursor):
-                    self.subscriptions.add(connection, channel, cursor)
-                case Unsubscribe(name):
-                    self.subscriptions.drop(connection, name)
-                case Close(code, reason):
-                    connection.audience.engine.disconnect(connection, code, reason)
-                case _:
-                    assert_never(effect)
+            engine = connection.audience.engine
+            if kind is Send:
+                sends = [effect for effect in some if isinstance(effect, Send)]
+                connection.answer(
+                    b"".join(engine.tell(send.data, is_binary=send.is_binary) for send in sends)
+                )
+            elif kind is Close:
+                [close, *_] = [effect for effect in some if isinstance(effect, Close)]
+                engine.disconnect(connection, close.code, close.reason)
+            else:
+                changes = [effect for effect in some if isinstance(effect, Subscribe | Unsubscribe)]
+                self.subscriptions.change(connection, changes)
 
     # Connections go.
 
     def finish(self, connection: Connection) -> None:
         """End a connection that came for one message, in its engine's way."""
+        if connection.fd < 0:
+            return  # its client has left meanwhile
         connection.audience.leave(connection)
         try:
             connection.audience.engine.finish(connection)
@@ -484,6 +492,7 @@ class Hub:
             if now > deadline:
                 self.close(connection, "")
         self._expire(time.time())
+        self.calls.warn(now)
         for following in self.followings.values():
             following.fanout.forget(self.lagging)
         for period in {_period(engine) for engine in self.engines.values()}:
@@ -558,13 +567,14 @@ class Hub:
             if count % 100 == 0:
                 gevent.sleep(0)
         deadline = time.monotonic() + self.drain_timeout
-        while self.lagging and time.monotonic() < deadline:
+        # Half of it is for applications, which are told how everybody has ended.
+        while self.lagging and time.monotonic() < deadline - self.drain_timeout / 2:
             gevent.sleep(0.02)
             for connection in [c for c in self.connections.values() if c.lag is None]:
                 self._say_goodbye(connection)
         for connection in list(self.connections.values()):
             self.close(connection, "the hub stopped")
-        while self.events.is_busy and time.monotonic() < deadline:
+        while self.calls.is_busy and time.monotonic() < deadline:
             gevent.sleep(0.02)
 
     def _say_goodbye(self, connection: Connection) -> None:
@@ -603,6 +613,11 @@ def _capacity(settings: Settings) -> int:
 def _period(engine: Engine) -> int:
     """Return the seconds between two visits to one of its connections."""
     return 1 if engine.timeout is not None or engine.heartbeat is None else max(1, round(engine.heartbeat))
+
+
+def _kind_of(effect: Effect) -> type[Effect]:
+    """Return what effects have in common that are done in one step."""
+    return Subscribe if isinstance(effect, Unsubscribe) else type(effect)
 
 
 def _address(handover: Handover) -> str:

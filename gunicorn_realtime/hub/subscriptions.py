@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..bus.channel import Channel
 from ..bus.message import parse_cursor
+from ..plumbing.events import Subscribe, Unsubscribe
 from ..protocols.websocket_close import CloseCode
-from .connection import left
 
 if TYPE_CHECKING:
+    from ..bus.message import Message
     from .connection import Connection
     from .feed import Feed
     from .process import Hub
 
-# Each costs a place in an audience of its own when it is joined; who needs more wants another channel.
-MAX_CHANNELS = 1000
+# Each costs a place in an audience of its own; who needs more wants one channel for several things.
+MAX_CHANNELS = 200
 
 
 class Subscriptions:
@@ -25,73 +26,87 @@ class Subscriptions:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        # For the bus to confirm a feed, with the cursors from which on they want it.
-        self._waiting: defaultdict[Feed, dict[Connection, str | None]] = defaultdict(dict)
+        # For the bus to confirm a feed: who does, and from which cursors on each wants them.
+        self._waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(dict)
+        self._wanted: defaultdict[Connection, dict[Feed, str | None]] = defaultdict(dict)
 
-    def add(self, connection: Connection, channel: Channel, cursor: str | None) -> None:
-        """Follow one more channel.
-
-        Args:
-            cursor: What the channel's history has since then comes first.
-        """
-        feed = connection.audience.following.follow(channel)
-        if feed in connection.audience.feeds:
-            return
-        if len(connection.audience.feeds) >= MAX_CHANNELS:
-            reason = f"it follows {MAX_CHANNELS} channels, as many as it may"
-            connection.audience.engine.disconnect(connection, CloseCode.INTERNAL_ERROR, reason)
-        elif feed.is_confirmed:
-            self._join(connection, feed, cursor)
-        else:
-            self._waiting[feed][connection] = cursor
-
-    def drop(self, connection: Connection, channel: str) -> None:
-        """Follow a channel no more; what is on its way to a slow client may still come."""
-        for feed in [feed for feed in self._waiting if feed.channel == channel]:
-            self._give_up(connection, feed)
-        feeds = connection.audience.feeds
-        kept = tuple(feed for feed in feeds if feed.channel != channel)
-        if len(kept) < len(feeds):
-            self._move(connection, kept)
+    def change(self, connection: Connection, changes: Iterable[Subscribe | Unsubscribe]) -> None:
+        """Follow other channels, in one step."""
+        feeds = dict.fromkeys(connection.audience.feeds)
+        joined: dict[Feed, str | None] = {}
+        for change in changes:
+            if isinstance(change, Unsubscribe):
+                self._give_up_channel(connection, change.channel)
+                for feed in [feed for feed in feeds if feed.channel == change.channel]:
+                    del feeds[feed]
+                    joined.pop(feed, None)
+                continue
+            names = {feed.channel for feed in (*feeds, *self._wanted.get(connection, ()))}
+            if change.channel.name in names:
+                continue
+            if len(names) >= MAX_CHANNELS:
+                reason = f"it follows {MAX_CHANNELS} channels, as many as it may"
+                connection.audience.engine.disconnect(connection, CloseCode.INTERNAL_ERROR, reason)
+                return
+            feed = connection.audience.following.follow(change.channel)
+            if feed.is_confirmed:
+                feeds[feed] = None
+                joined[feed] = change.cursor
+            else:
+                self._wait(connection, feed, change.cursor)
+        self._move(connection, tuple(feeds), joined)
 
     def confirm(self, feed: Feed) -> None:
         """From here on nothing is missed of this feed."""
-        for connection, cursor in self._waiting.pop(feed, {}).items():
-            self._join(connection, feed, cursor)
+        for connection in list(self._waiting.get(feed, ())):
+            cursor = self._wanted[connection][feed]
+            self._move(connection, (*connection.audience.feeds, feed), {feed: cursor})
+            self._wait_no_longer(connection, feed)
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
-        for feed in list(self._waiting):
-            self._give_up(connection, feed)
+        for feed in list(self._wanted.get(connection, ())):
+            self._wait_no_longer(connection, feed)
 
-    def _give_up(self, connection: Connection, feed: Feed) -> None:
-        waiting = self._waiting[feed]
-        if waiting.pop(connection, "") == "":
-            return
-        if not waiting:
+    def _wait(self, connection: Connection, feed: Feed, cursor: str | None) -> None:
+        if feed not in self._waiting:
+            feed.followers += 1  # or it would be left as one that nobody follows
+        self._waiting[feed][connection] = None
+        self._wanted[connection][feed] = cursor
+
+    def _wait_no_longer(self, connection: Connection, feed: Feed) -> None:
+        del self._wanted[connection][feed]
+        if not self._wanted[connection]:
+            del self._wanted[connection]
+        del self._waiting[feed][connection]
+        if not self._waiting[feed]:
             del self._waiting[feed]
+            feed.followers -= 1
             if not feed.followers:
                 connection.audience.following.idle[feed] = time.monotonic()
 
-    def _join(self, connection: Connection, feed: Feed, cursor: str | None) -> None:
-        connection.note_joined(feed)
-        self._move(connection, (*connection.audience.feeds, feed))
-        try:
-            self._send_missed(connection, feed, cursor)
-        except OSError as exc:
-            self.hub.close(connection, left(exc))
+    def _give_up_channel(self, connection: Connection, channel: str) -> None:
+        for feed in [feed for feed in self._wanted.get(connection, ()) if feed.channel == channel]:
+            self._wait_no_longer(connection, feed)
 
-    def _move(self, connection: Connection, feeds: tuple[Feed, ...]) -> None:
-        """Take a connection to the audience of these feeds."""
+    def _move(self, connection: Connection, feeds: tuple[Feed, ...], joined: dict[Feed, str | None]) -> None:
+        """Take a connection to the audience of these feeds, some of which it has joined now."""
         old = connection.audience
+        if feeds == old.feeds:
+            return
         had_place = connection.has_place
         old.leave(connection)
         old.exit()
         self.hub.deserted.add(old)
         connection.audience = self.hub.audience_of(old.engine, feeds, old.following)
         connection.audience.enter()
+        for feed in joined:
+            connection.note_joined(feed)
         if had_place:
             connection.catch_up()
+        for feed, cursor in joined.items():
+            if connection.fd >= 0:
+                self._send_missed(connection, feed, cursor)
 
     def _send_missed(self, connection: Connection, feed: Feed, cursor: str | None) -> None:
         """Send the channel's current value, or what it has had since a cursor.
@@ -101,7 +116,7 @@ class Subscriptions:
         if not feed.keeps:
             return
         if feed.is_latest:
-            connection.send_messages([feed.value.without_id()] if feed.value else [])
+            self._send(connection, [feed.value] if feed.value else [])
             return
         if cursor is None:
             return
@@ -109,9 +124,18 @@ class Subscriptions:
         epoch, id_ = parse_cursor(cursor) or (None, 0)
         position = following.fanout.behind(id_)
         if epoch != following.epoch:
-            connection.send_reset([feed], "unknown")
+            connection.answer(self._reset(connection, feed, "unknown"))
             return
         if feed.floor > position:
-            connection.send_reset([feed], "expired")
+            connection.answer(self._reset(connection, feed, "expired"))
         missed = reversed(feed.missed(position, following.fanout.key))
-        connection.send_messages([message.without_id() for _, message in missed if message.stamp])
+        self._send(connection, [message for _, message in missed if message.stamp])
+
+    def _send(self, connection: Connection, messages: list[Message]) -> None:
+        connection.messages += len(messages)
+        encode = connection.audience.engine.encode
+        connection.answer(b"".join(encode(message.without_id()) for message in messages))
+
+    def _reset(self, connection: Connection, feed: Feed, reason: str) -> bytes:
+        name = feed.channel.removeprefix(connection.audience.following.address.prefix)
+        return connection.audience.engine.reset([name], reason)

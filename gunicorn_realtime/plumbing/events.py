@@ -32,8 +32,8 @@ ENVIRON_KEY = "gunicorn_realtime.event"
 BEGUN = b"B"
 SIZE = struct.Struct("!I")
 
-# What one call may send, 8 times a large message.
-MAX_ANSWER_SIZE = 8 * 1024 * 1024  # bytes
+# What one call may send, as JSON: twice the largest message that hubs take by default.
+MAX_ANSWER_SIZE = 2 * 1024 * 1024  # bytes
 
 # Names and flags, not content: it goes to the application and back with each event.
 MAX_STATE_SIZE = 16 * 1024  # bytes
@@ -250,4 +250,5 @@ def _decode_effect(name: str, *values: Any) -> Effect:
 
 def encode_environ(environ: Mapping[str, Any]) -> str:
     """Return what an event call needs of a request's environ: the text in it, as the server made it."""
-    return json.dumps({name: value for name, value in environ.items() if isinstance(value, str)})
+    text = {name: value for name, value in environ.items() if isinstance(value, str)}
+    return json.dumps(text, ensure_ascii=False)

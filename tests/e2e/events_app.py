@@ -158,6 +158,12 @@ class Room(realtime.WebSocketView):
         self.request.session["cookie"] = "set"
         self.send("session changed")
 
+    def do_large(self, size):
+        self.send("x" * int(size))
+
+    def do_leave(self, _):
+        raise SystemExit("the handler leaves")
+
     def do_exit(self, _):
         note("exit")
         os._exit(1)

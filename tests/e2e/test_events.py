@@ -59,7 +59,7 @@ class Site:
 def site(bus_directory, gunicorn, tmp_path):
     """Start the site, on a local bus."""
 
-    def start(*arguments: str, env: dict[str, str] | None = None, **options) -> Site:
+    def start(*arguments: str, env: dict[str, str] | None = None, expect_traceback: bool = False) -> Site:
         directory = tmp_path / "log"
         directory.mkdir(exist_ok=True)
         environment = {
@@ -68,7 +68,8 @@ def site(bus_directory, gunicorn, tmp_path):
             "LOG": str(directory),
             **(env or {}),
         }
-        server = gunicorn(APP, *arguments, env=environment, **options)
+        server = gunicorn(APP, *arguments, env=environment)
+        server.expect_traceback = expect_traceback
         server.wait_for_log("serving the local bus")
         return Site(server, directory)
 
@@ -159,7 +160,7 @@ def test_channel_is_had_since_a_cursor(site, join):
 
 
 def test_handler_that_fails_changes_nothing_and_closes_with_1011(site, join):
-    running = site()
+    running = site(expect_traceback=True)
     client = join(running)
     assert ask(client, "echo hello") == "hello"
 
@@ -172,7 +173,7 @@ def test_handler_that_fails_changes_nothing_and_closes_with_1011(site, join):
 
 
 def test_what_is_rolled_back_is_not_published(site, join):
-    running = site()
+    running = site(expect_traceback=True)
     listener, client = join(running), join(running)
 
     client.send("rollback")
@@ -181,8 +182,8 @@ def test_what_is_rolled_back_is_not_published(site, join):
     assert ask(listener, "echo next") == "next"
 
 
-def test_answer_that_is_too_large_and_state_that_is_too_large_close_with_1011(site, join):
-    running = site()
+def test_state_that_is_too_large_closes_with_1011(site, join):
+    running = site(expect_traceback=True)
     client = join(running)
     client.send("state 20000")
 
@@ -192,7 +193,7 @@ def test_answer_that_is_too_large_and_state_that_is_too_large_close_with_1011(si
 
 @pytest.mark.parametrize("room", ["forbidden", "refused"])
 def test_connect_refuses_by_an_answer(site, room):
-    with pytest.raises(InvalidStatus) as caught, site().connect(room):
+    with pytest.raises(InvalidStatus) as caught, site(expect_traceback=True).connect(room):
         pass
 
     assert caught.value.response.status_code == 403
@@ -211,6 +212,23 @@ def test_handler_closes_behind_what_it_sent(site, join):
     assert ask(client, "close 4001") == "bye"
     assert wait_closed(client) == (4001, "as you wish")
     assert running.wait_for_notes("disconnect")[0]["code"] == 4001
+
+
+def test_large_message_reaches_a_client_that_reads(site, join):
+    client = join(site(), max_size=None)
+
+    assert ask(client, "large 1000000") == "x" * 1_000_000
+    client.send("large 3000000")
+    assert wait_closed(client)[0] == 1011
+
+
+def test_handler_that_exits_leaves_the_thread_to_others(site, join):
+    running = site(env={"GUNICORN_REALTIME_EVENT_THREADS": "1"}, expect_traceback=True)
+    client, other = join(running), join(running)
+    client.send("leave")
+
+    assert wait_closed(client)[0] == 1011
+    assert ask(other, "echo hello") == "hello"
 
 
 # The user and the session.

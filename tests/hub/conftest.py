@@ -162,7 +162,7 @@ class HubUnderTest(Hub):
         self.hand_watcher.close()
         self.hand.close()
         self.back.close()
-        self.events.close()
+        self.calls.close()
 
 
 class Client:

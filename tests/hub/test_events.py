@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import select
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,8 @@ from gunicorn_realtime.bus.control import Disconnect
 from gunicorn_realtime.bus.message import Message, Stamp
 from gunicorn_realtime.hub import events as events_module
 from gunicorn_realtime.hub import subscriptions as subscriptions_module
-from gunicorn_realtime.hub.events import MAX_PENDING, MAX_PENDING_SIZE
+from gunicorn_realtime.hub.events import MAX_PENDING, MAX_PENDING_SIZE, RETRY_INTERVAL
+from gunicorn_realtime.hub.feed import OVERHEAD
 from gunicorn_realtime.plumbing.events import (
     BEGUN,
     Answer,
@@ -33,8 +36,10 @@ from gunicorn_realtime.plumbing.events import (
     encode_effects,
 )
 from gunicorn_realtime.plumbing.frames import Frame
+from gunicorn_realtime.plumbing.handover import Handover
 from gunicorn_realtime.plumbing.lines import receive
 from gunicorn_realtime.plumbing.offload import Events
+from gunicorn_realtime.protocols.websocket_deflate import Deflate
 from tests.hub.test_websocket import BINARY, TEXT, Peer, close_frame, websocket
 from tests.protocols.test_websocket import frame
 
@@ -73,7 +78,11 @@ class Thread:
         self.end.sendall(BEGUN)
 
     def answer(self, *effects: Effect, outcome: Outcome = Outcome.DONE, state: str | None = None) -> None:
-        self.end.sendall(BEGUN + Answer(outcome, effects, state).encode())
+        data = BEGUN + Answer(outcome, effects, state).encode()
+        self.end.setblocking(True)
+        sender = threading.Thread(target=self.end.sendall, args=[data])  # the hub reads meanwhile
+        sender.start()
+        self.hub.turn_until(lambda: not sender.is_alive())
         self.end.close()
 
     def die(self) -> None:
@@ -120,6 +129,12 @@ def join(hub, make_client):
         )
 
     return join
+
+
+def event_opening() -> Handover:
+    opening = websocket()
+    offload = replace(opening.offload, events=Events((EventKind.RECEIVED,)))
+    return replace(opening, offload=offload, environ=ENVIRON)
 
 
 def text(data: str) -> bytes:
@@ -195,21 +210,27 @@ def test_calls_under_way_are_bounded(monkeypatch, hub, join, take):
 def test_call_waits_while_the_queue_of_calls_is_full(monkeypatch, hub, join, take):
     monkeypatch.setattr(events_module, "MAX_RUNNING", 10_000)
     is_full = []
+    attempts = []
     original = socket.send_fds
 
     def send_fds(*args):
+        attempts.append(time.monotonic())
         if is_full:
             raise BlockingIOError(errno.EAGAIN, "full")
         return original(*args)
 
     monkeypatch.setattr(socket, "send_fds", send_fds)
     is_full.append(True)
-    peer = join()
+    peer, other = join(), join()
     peer.send(text("hello"))
-    assert take.is_idle()
+    other.send(text("other"))
+    hub.turn_until(lambda: len(attempts) == 5)
+    # An attempt costs something, so they are spread in time; the first two are the clients'.
+    pauses = [later - sooner for sooner, later in itertools.pairwise(attempts)]
+    assert min(pauses) > RETRY_INTERVAL / 2
 
     is_full.clear()
-    assert take().read() == b"hello"
+    assert [take().read(), take().read()] == [b"hello", b"other"]
 
 
 def test_client_is_not_read_while_its_messages_pile_up(hub, join, take):
@@ -227,9 +248,48 @@ def test_client_is_not_read_while_its_messages_pile_up(hub, join, take):
         thread.answer()
 
 
+def test_one_read_of_many_messages_is_taken_up_piece_by_piece(hub, join, take):
+    peer = join(deflate=[None], max_size=1 << 16)
+    frames = [
+        frame(TEXT, Deflate().compress(b"%05d " % number + b"x" * 60_000), is_compressed=True)
+        for number in range(100)
+    ]
+    peer.client.sock.sendall(b"".join(frames))
+    for number in range(100):
+        thread = take()
+        assert thread.read().startswith(b"%05d " % number)
+        assert len(peer.connection.dialogue.pending) <= MAX_PENDING + 1
+        assert hub.calls.size <= MAX_PENDING_SIZE + 2 * (60_000 + OVERHEAD)
+        thread.answer()
+    assert take.is_idle()
+    assert hub.calls.size == 0
+
+
+def test_clients_are_not_read_and_not_taken_while_too_much_waits_for_applications(
+    monkeypatch, hub, join, take, make_client
+):
+    monkeypatch.setattr(events_module, "MAX_SIZE", 5000)
+    gone, other = join(), join()
+    gone.send(text("x" * 4000))
+    gone.client.close()
+    hub.turn_until(lambda: gone.connection.fd < 0)
+    other.send(text("hello"))
+    assert not other.connection.is_read
+    late = make_client()
+    opening = event_opening()
+    hub.take(late.give_to_hub(), hub._engine(opening), opening)
+    assert late.read().startswith(b"HTTP/1.1 503 ")
+
+    for _ in range(3):  # what it sent, its end, and what the other sent
+        take().answer()
+    hub.turn_until(lambda: other.connection.is_read and not hub.calls.is_busy)
+    assert hub.calls.size == 0
+
+
 def test_client_is_not_read_while_much_of_it_waits(hub, join):
     peer = join(max_size=MAX_PENDING_SIZE)
-    for _ in range(4):
+    for _ in range(3):
+        assert peer.connection.is_read
         peer.send(frame(BINARY, b"x" * (MAX_PENDING_SIZE // 3)))
         hub.settle()
 
@@ -260,7 +320,7 @@ def test_call_whose_worker_died_after_it_began_is_not_made_again(hub, join, take
     peer.send(text("hello"))
     thread = take()
     thread.begin()
-    hub.turn_until(lambda: any(call.reader.is_begun for call in hub.events._running))
+    hub.turn_until(lambda: any(call.reader.is_begun for call in hub.calls._running))
     thread.die()
 
     assert peer.wait_for_end() == [CloseConnection(1011, "its worker has died")]
@@ -349,7 +409,7 @@ def test_closing_is_told_with_the_clients_code_behind_what_it_sent(hub, join, ta
     thread = take()
     assert (thread.event.kind, thread.event.code) == ("closed", code)
     thread.answer(Send(b"to nobody"))
-    hub.turn_until(lambda: not hub.events.is_busy)
+    hub.turn_until(lambda: not hub.calls.is_busy)
 
 
 def test_closing_is_told_with_the_code_of_the_site(hub, join, take):
@@ -389,12 +449,41 @@ def test_direct_message_in_an_envelope_has_no_channel(join):
 
 def test_client_that_does_not_read_what_handlers_send_is_cut(hub, join, take):
     peer = join()
-    for _ in range(6):
+    for _ in range(2):
         peer.send(text("more"))
-        take().answer(Send(b"x" * 100_000))
-        hub.settle()
+        take().answer(Send(b"x" * 600_000))
 
+    hub.turn_until(lambda: peer.reason)
     assert peer.reason == "slow client"
+    thread = take()
+    assert (thread.event.kind, thread.event.code) == ("closed", 1006)
+    thread.answer()
+    assert take.is_idle()
+    assert not hub.calls.is_busy
+
+
+def test_client_that_dies_while_its_answer_is_applied_is_told_of_once(hub, join, take):
+    peer = join()
+    peer.send(text("hello"))
+    thread = take()
+    peer.connection.stop_reading()  # so that it is the answer that finds it gone
+    peer.client.close()
+    thread.answer(Send(b"1"))
+
+    closed = take()
+    assert closed.event.kind == "closed"
+    closed.answer()
+    assert take.is_idle()
+    assert not hub.calls.is_busy
+
+
+def test_handler_may_send_much_to_a_client_that_reads(hub, join, take):
+    peer = join()
+    peer.send(text("more"))
+    take().answer(*[Send(b"x" * 100_000)] * 12)
+    hub.turn_until(lambda: len(texts(peer)) == 12)
+
+    assert peer.reason is None
 
 
 # Following other channels.

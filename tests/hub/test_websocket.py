@@ -355,7 +355,7 @@ def test_client_that_does_not_read_what_it_asks_for_is_cut(hub, join, monkeypatc
     hub.bus.publish("news", b"x" * 100_000)
     hub.settle()
 
-    peer.send(frame(PING, b"x" * 125) * 8)
+    peer.send(frame(PING, b"x" * 125) * 9)
 
     assert peer.reason == "slow client"
 
