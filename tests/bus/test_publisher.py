@@ -400,6 +400,24 @@ def test_local_bus_does_not_evict_beyond_its_floors(directory):
     assert not Publisher(BusAddress(f"local:{directory}")).may_evict()
 
 
+# Cursors of consumers
+
+
+def test_cursor_that_a_consumer_has_saved_is_its_own(publisher, bus_address):
+    position = publisher.read_clock()
+    publisher.save_cursor("mail", Clock("abc123", 1))
+    publisher.save_cursor("mail", position)
+
+    with closing(Publisher(bus_address, TIMEOUT)) as other:
+        assert other.load_cursor("mail") == position
+        assert other.load_cursor("search") is None
+
+
+def test_what_is_no_cursor_in_a_consumer_s_place_is_none(publisher, redis_client, bus_address):
+    redis_client.set(bus_address.consumer_key("mail"), "garbage")
+    assert publisher.load_cursor("mail") is None
+
+
 # Any sequence of operations: a model in a few lines, which both buses must be like.
 
 operations = st.one_of(
