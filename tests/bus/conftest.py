@@ -57,6 +57,13 @@ def server(
 
 
 @pytest.fixture
+def only_redis(server: object) -> RedisServer:
+    if not isinstance(server, RedisServer):
+        pytest.skip("of Redis")
+    return server
+
+
+@pytest.fixture
 def bus_address(server: LocalServer | RedisServer) -> BusAddress:
     return BusAddress(server.url, prefix="site:")
 

@@ -45,13 +45,6 @@ def send(publisher: Publisher, channel: Channel, *data: bytes) -> list[int]:
 
 
 @pytest.fixture
-def only_redis(server: object) -> RedisServer:
-    if not isinstance(server, RedisServer):
-        pytest.skip("of Redis")
-    return server
-
-
-@pytest.fixture
 def redis_client(only_redis: RedisServer) -> Iterator[redis.Redis]:
     with closing(redis.Redis.from_url(only_redis.url)) as client:
         yield client
