@@ -52,7 +52,7 @@ def receive(local_bus) -> Callable[..., list[str]]:
 
 def test_what_is_published_is_handled_until_sigterm_which_waits_for_the_handler(receive):
     handled = receive("news")
-    rt_consume("--once")
+    assert rt_consume("--once") == "Consuming news as default, once.\n"
     for text in ("1", "last", "2"):
         realtime.publish("news", text)
 

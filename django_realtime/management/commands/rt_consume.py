@@ -42,17 +42,19 @@ class Command(BaseCommand):
         channels = _chosen(options["channel"])
         name = options["name"]
 
-        def say() -> None:
+        def say(text: str) -> None:
             if options["verbosity"]:
-                self.stdout.write(f"Consuming {', '.join(channels)} as {name}. Ctrl-C ends it.")
+                self.stdout.write(text)
                 self.stdout.flush()
 
+        consuming = f"Consuming {', '.join(channels)} as {name}"
         consumer = Consumer(conf.bus, name, receivers(channels))
         with _stopped_by_signals(consumer):
             if options["once"]:
+                say(f"{consuming}, once.")
                 _run_once(consumer)
             else:
-                consumer.run(say)
+                consumer.run(lambda: say(f"{consuming}. Ctrl-C ends it."))
 
 
 def _chosen(wanted: list[str]) -> list[str]:
