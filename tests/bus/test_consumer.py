@@ -353,23 +353,39 @@ def test_bus_is_waited_for(bus_address, server, send):
     assert Consuming(bus_address, NEWS).run(lambda: send(NEWS, "last")) == ["last"]
 
 
-def test_subscription_that_has_died_in_silence_is_replaced(directory, monkeypatch):
+@pytest.fixture
+def forgetful_bus(server) -> LocalBus:
+    """A bus that can be made to forget who follows what."""
+    if isinstance(server, RedisServer):
+        pytest.skip("of the local bus")
+    return server.bus
+
+
+def test_subscription_that_has_died_in_silence_is_replaced(bus_address, forgetful_bus, send, monkeypatch):
+    def forget() -> None:
+        with forgetful_bus.turn:
+            forgetful_bus.subscribers.clear()
+        send(NEWS, "last")
+
     monkeypatch.setattr(module, "TICK_INTERVAL", 0.001)
     monkeypatch.setattr(module, "TICK_TIMEOUT", 0.1)
-    address = BusAddress(f"local:{directory}", prefix="site:")
-    bus = LocalBus(str(directory))
-    assert bus.try_own()
-    with closing(bus), closing(Publisher(address, TIMEOUT)) as publisher:
+    consuming = Consuming(bus_address, NEWS, meanwhile={"1": forget})
 
-        def forget_subscribers() -> None:
-            with bus.turn:
-                bus.subscribers.clear()
-            publisher.send([Outgoing(NEWS, b"last")])
+    assert consuming.run(lambda: send(NEWS, "1")) == ["1", "last"]
 
-        consuming = Consuming(address, NEWS, meanwhile={"1": forget_subscribers})
-        handled = consuming.run(lambda: publisher.send([Outgoing(NEWS, b"1")]))
 
-    assert handled == ["1", "last"]
+def test_message_that_did_not_come_is_read_from_the_history(bus_address, forgetful_bus, send):
+    def forget_for_a_moment() -> None:
+        with forgetful_bus.turn:
+            subscribers = forgetful_bus.subscribers.pop(NEWS.name.encode())
+        send(NEWS, "2")
+        with forgetful_bus.turn:
+            forgetful_bus.subscribers[NEWS.name.encode()] = subscribers
+        send(NEWS, "last")
+
+    consuming = Consuming(bus_address, NEWS, meanwhile={"1": forget_for_a_moment})
+
+    assert consuming.run(lambda: send(NEWS, "1")) == ["1", "2", "last"]
 
 
 # Handlers that fail
