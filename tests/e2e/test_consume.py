@@ -17,7 +17,7 @@ from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing, Publisher
 from gunicorn_realtime.bus.local import LocalBus
-from tests.servers import ROOT
+from tests.servers import ROOT, RedisServer
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -73,6 +73,12 @@ class Site:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                end(process, signal.SIGKILL)
+        self.publisher.close()
+
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
     with process:
@@ -92,12 +98,8 @@ def bus(request, bus_directory) -> Iterator[str]:
 
 @pytest.fixture
 def site(bus: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(bus, tmp_path)
-    yield site
-    for process in site.processes:
-        if process.poll() is None:
-            end(process, signal.SIGKILL)
-    site.publisher.close()
+    with closing(Site(bus, tmp_path)) as site:
+        yield site
 
 
 def test_no_message_is_lost_when_consumers_are_killed_amid_a_thousand(site):
@@ -116,6 +118,25 @@ def test_no_message_is_lost_when_consumers_are_killed_amid_a_thousand(site):
     assert [text for text, _ in groupby(site.notes())] == texts
     assert len(site.notes()) <= 1000 + 3
     assert site.log() == ""
+
+
+def test_no_message_is_lost_when_redis_is_killed_amid_a_thousand(tmp_path):
+    texts = [str(number) for number in range(1000)]
+    with (
+        RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server,
+        closing(Site(server.url, tmp_path)) as site,
+    ):
+        consumer = site.consume()
+        site.publish("numbers", *texts[:500])
+        site.wait_for_note("100")
+        server.kill()
+        server.start()
+        site.publish("numbers", *texts[500:])
+        site.wait_for_note(texts[-1])
+
+        assert end(consumer) == 0
+        assert site.notes() == texts
+        assert "Messages are missing" not in site.log()
 
 
 def test_message_whose_handler_is_killed_is_handled_again(site):
