@@ -14,6 +14,7 @@ from gunicorn_realtime.errors import (
 from .clock import cursor
 from .identity import disconnect
 from .publishing import MessageId, apublish, publish, publish_many
+from .receivers import ReceivedMessage, receiver
 from .views import sse, websocket
 from .websocket_view import WebSocketView
 
@@ -25,6 +26,7 @@ __all__ = [
     "OffloadRefused",
     "ProtocolError",
     "RealtimeError",
+    "ReceivedMessage",
     "TooLarge",
     "WebSocketView",
     "apublish",
@@ -32,6 +34,7 @@ __all__ = [
     "disconnect",
     "publish",
     "publish_many",
+    "receiver",
     "sse",
     "websocket",
 ]

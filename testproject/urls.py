@@ -37,7 +37,7 @@ urlpatterns = [
     # The same with handlers in Django, and with rooms.
     path("rooms/<slug:room>", rooms.room, name="room"),
     path("ws/rooms/<slug:room>", rooms.Room.as_view(), name="room-socket"),
-    # In by one channel, out by another; `manage.py invert` stands between the two.
+    # In by one channel, out by another; a function in `receivers.py` stands between the two.
     path("inverted", TemplateView.as_view(template_name="inverted.html"), name="inverted"),
     path(
         "ws/inverted",

@@ -71,6 +71,10 @@ class BusAddress:
         """Return the key of a channel's history; the channel as `channel` gives it."""
         return f"{self.prefix}{RESERVED}log:{channel.removeprefix(self.prefix)}"
 
+    def consumer_key(self, name: str) -> str:
+        """Return the key of a consumer's cursor, and the channel on which it gets its own ticks."""
+        return f"{self.prefix}{RESERVED}consumer:{name}"
+
     def channel(self, name: str) -> str:
         """Return `name` as the bus knows it.
 

@@ -89,6 +89,17 @@ def _publish(client: Client, arguments: list[bytes]) -> bytes:
     return resp.encode_integer(client.bus.publish(channel, payload))
 
 
+def _get(client: Client, arguments: list[bytes]) -> bytes:
+    value = client.bus.values.get(arguments[0])
+    return resp.NULL if value is None else resp.encode_bulk_string(value)
+
+
+def _set(client: Client, arguments: list[bytes]) -> bytes:
+    if not client.bus.set_value(*arguments):
+        return resp.encode_error("OOM command not allowed when used memory > 'maxmemory'.")
+    return OK
+
+
 @dataclass(frozen=True, slots=True)
 class ScriptCall:
     """The arguments of a script: `numkeys key... argument...`; see `scripts/` for each.
@@ -273,6 +284,8 @@ COMMANDS = {
     b"SUBSCRIBE": Command(_subscribe, -2, while_subscribed=True),
     b"UNSUBSCRIBE": Command(_unsubscribe, -1, while_subscribed=True),
     b"PUBLISH": Command(_publish, 3),
+    b"GET": Command(_get, 2),
+    b"SET": Command(_set, 3),
     b"PUBSUB|CHANNELS": Command(_pubsub_channels, -2),
     b"PUBSUB|NUMSUB": Command(_pubsub_numsub, -2),
     b"PING": Command(_ping, -1, while_subscribed=True),

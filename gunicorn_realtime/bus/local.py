@@ -50,6 +50,10 @@ RECEIVE_SIZE = 64 * 1024  # bytes
 # sockaddr_un.sun_path on Linux, without its NUL.
 MAX_SOCKET_PATH_SIZE = 107  # bytes
 
+# Values are the cursors of consumers: far more than a site has of them, and larger than any.
+MAX_VALUES = 1000
+MAX_VALUE_SIZE = 1000  # bytes, of a key and its value together
+
 PEER_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 # In case the socket's path is gone, and a connection to it cannot wake accept().
@@ -135,6 +139,7 @@ class LocalBus:
         self.clients: set[Client] = set()
         self.subscribers: dict[bytes, set[Client]] = {}
         self.history = History()
+        self.values: dict[bytes, bytes] = {}
         self.started = time.monotonic()
         self._lock_descriptor: int | None = None
         self._listener: socket.socket | None = None
@@ -150,6 +155,7 @@ class LocalBus:
             return True
         path = socket_path(self.directory)
         self.history = History()  # a new owner is a new epoch
+        self.values = {}
         try:
             with suppress(FileExistsError):
                 os.mkdir(self.directory, 0o700)
@@ -209,6 +215,15 @@ class LocalBus:
         for client in receivers:
             client.put(frame)
         return len(receivers)
+
+    def set_value(self, key: bytes, value: bytes) -> bool:
+        """Keep a value, in the caller's turn; return False if it is too large or there are too many."""
+        if len(key) + len(value) > MAX_VALUE_SIZE:
+            return False
+        if key not in self.values and len(self.values) >= MAX_VALUES:
+            return False
+        self.values[key] = value
+        return True
 
     def _take_lock(self) -> bool:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW

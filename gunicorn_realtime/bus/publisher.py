@@ -25,7 +25,7 @@ from .connecting import (
     translated_errors,
 )
 from .history import make_epoch
-from .message import Message, Stamp, decode_body, encode, encode_body
+from .message import Message, Stamp, decode_body, encode, encode_body, parse_cursor
 from .script import SCRIPTS, Call, Script, Word
 
 logger = logging.getLogger(__name__)
@@ -225,10 +225,40 @@ class Publisher:
         """
         return self.snapshot([]).clock
 
+    def load_cursor(self, consumer: str) -> Clock | None:
+        """Return up to where a consumer has handled everything, or None if it has never said so.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        with self._answers():
+            value = self._connected_client().get(encode_name(self.address.consumer_key(consumer)))
+        cursor = parse_cursor(_text(value)) if value else None
+        return Clock(*cursor) if cursor else None
+
+    def save_cursor(self, consumer: str, position: Clock) -> None:
+        """Keep what `load_cursor` returns.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        with self._answers():
+            self._connected_client().set(
+                encode_name(self.address.consumer_key(consumer)), position.cursor.encode()
+            )
+
     def count_hubs(self) -> int:
         """Return how many hubs follow this bus."""
+        return self.count_followers(self.address.hubs_channel)
+
+    def count_followers(self, channel: str) -> int:
+        """Return how many connections follow a channel.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
         with self._answers():
-            [(_, count)] = self._connected_client().pubsub_numsub(encode_name(self.address.hubs_channel))
+            [(_, count)] = self._connected_client().pubsub_numsub(encode_name(channel))
             return int(count)
 
     def may_evict(self) -> bool:

@@ -23,17 +23,24 @@ class LocalServer:
 
     def __init__(self, directory: Path) -> None:
         self.url = f"local:{directory}"
-        self._bus = LocalBus(str(directory))
+        self.bus = LocalBus(str(directory))
 
     def start(self) -> None:
-        assert self._bus.try_own()
+        assert self.bus.try_own()
 
     def stop(self) -> None:
-        self._bus.close()
+        self.bus.close()
 
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def cut_subscribers(self) -> None:
+        """Cut the connections of all who follow channels."""
+        with self.bus.turn:
+            for client in self.bus.clients:
+                if client.channels:
+                    client.drop()
 
 
 @pytest.fixture
@@ -54,6 +61,13 @@ def server(
     server.stop()
     if isinstance(server, RedisServer):
         shutil.rmtree(server.runtime_directory)
+
+
+@pytest.fixture
+def only_redis(server: object) -> RedisServer:
+    if not isinstance(server, RedisServer):
+        pytest.skip("of Redis")
+    return server
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def test_keys_have_the_prefix_once_and_no_channel_can_be_one():
     address = BusAddress("redis://h", prefix="site:")
     assert address.clock_key == "site:rt:clock"
     assert address.log_key(address.channel("news")) == "site:rt:log:news"
+    assert address.consumer_key("mail") == "site:rt:consumer:mail"
     with pytest.raises(ChannelNameError):
         address.channel("rt:log:news")
 

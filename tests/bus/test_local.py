@@ -261,6 +261,30 @@ def test_client_of_another_user_is_disconnected(bus, directory, caplog):
     assert "the local bus refuses a client of uid 65534" in caplog.text
 
 
+# Values
+
+
+def test_values_are_bounded_in_size_and_number(bus):
+    assert not bus.set_value(b"key", bytes(local.MAX_VALUE_SIZE))
+    assert all(bus.set_value(b"%d" % number, b"old") for number in range(local.MAX_VALUES))
+
+    assert not bus.set_value(b"one more", b"value")
+    assert bus.set_value(b"0", b"new")
+    assert bus.values[b"0"] == b"new"
+
+
+def test_value_that_does_not_fit_is_refused_as_redis_does(raw_client):
+    reply = raw_client.ask(b"SET key " + b"x" * local.MAX_VALUE_SIZE)
+    assert reply == b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+
+
+def test_values_end_with_their_owner(bus):
+    bus.set_value(b"key", b"value")
+    bus.close()
+    assert bus.try_own()
+    assert bus.values == {}
+
+
 # Commands
 
 
@@ -282,7 +306,10 @@ def test_client_of_another_user_is_disconnected(bus, directory, caplog):
         (b"SELECT 0", b"+OK\r\n"),
         (b"SELECT 1", b"-ERR DB index is out of range\r\n"),
         (b"COMMAND DOCS", b"*0\r\n"),
-        (b"get news", b"-ERR unknown command 'get', with args beginning with: 'news' \r\n"),
+        (b"GET key", b"$-1\r\n"),
+        (b"SET key value\r\nGET key", b"+OK\r\n$5\r\nvalue\r\n"),
+        (b"SET key 1\r\nSET key 2\r\nGET key", b"+OK\r\n+OK\r\n$1\r\n2\r\n"),
+        (b"lpush news", b"-ERR unknown command 'lpush', with args beginning with: 'news' \r\n"),
         (b"PUBSUB SHARDNUMSUB", b"-ERR unknown subcommand 'SHARDNUMSUB'. Try PUBSUB HELP.\r\n"),
         (b"PUBLISH news", b"-ERR wrong number of arguments for 'publish' command\r\n"),
         (b"PUBLISH news hello world", b"-ERR wrong number of arguments for 'publish' command\r\n"),

@@ -45,13 +45,6 @@ def send(publisher: Publisher, channel: Channel, *data: bytes) -> list[int]:
 
 
 @pytest.fixture
-def only_redis(server: object) -> RedisServer:
-    if not isinstance(server, RedisServer):
-        pytest.skip("of Redis")
-    return server
-
-
-@pytest.fixture
 def redis_client(only_redis: RedisServer) -> Iterator[redis.Redis]:
     with closing(redis.Redis.from_url(only_redis.url)) as client:
         yield client
@@ -398,6 +391,24 @@ def test_eviction_is_a_question_of_the_policy(publisher, redis_client):
 
 def test_local_bus_does_not_evict_beyond_its_floors(directory):
     assert not Publisher(BusAddress(f"local:{directory}")).may_evict()
+
+
+# Cursors of consumers
+
+
+def test_cursor_that_a_consumer_has_saved_is_its_own(publisher, bus_address):
+    position = publisher.read_clock()
+    publisher.save_cursor("mail", Clock("abc123", 1))
+    publisher.save_cursor("mail", position)
+
+    with closing(Publisher(bus_address, TIMEOUT)) as other:
+        assert other.load_cursor("mail") == position
+        assert other.load_cursor("search") is None
+
+
+def test_what_is_no_cursor_in_a_consumer_s_place_is_none(publisher, redis_client, bus_address):
+    redis_client.set(bus_address.consumer_key("mail"), "garbage")
+    assert publisher.load_cursor("mail") is None
 
 
 # Any sequence of operations: a model in a few lines, which both buses must be like.

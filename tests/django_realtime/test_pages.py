@@ -244,5 +244,5 @@ def test_chat_takes_only_who_has_a_name(client):
 def test_inverted_chat_says_what_turns_it_around(live_server, page: Page, hub: Hub):
     page.goto(live_server.url + reverse("inverted"))
 
-    expect(page.get_by_text("python manage.py invert")).to_be_visible()
+    expect(page.get_by_text("python manage.py rt_consume")).to_be_visible()
     expect(page.locator("#state")).to_have_text("open")

@@ -201,16 +201,16 @@ def test_room_is_handled_in_django_and_answers_one_visitor_alone(gunicorn, ada: 
 
 
 @pytest.fixture
-def invert(gunicorn) -> Iterator[Callable[[GunicornServer], None]]:
-    """Start `manage.py invert` beside a server and wait until it inverts."""
+def consume(gunicorn) -> Iterator[Callable[[GunicornServer], None]]:
+    """Start `manage.py rt_consume` beside a server and wait until it consumes."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(server: GunicornServer) -> None:
-        command = [sys.executable, "manage.py", "invert"]
+        command = [sys.executable, "manage.py", "rt_consume"]
         process = subprocess.Popen(command, cwd=ROOT, env=server.env, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         assert process.stdout
-        assert process.stdout.readline() == "Inverting. Ctrl-C ends it.\n"
+        assert process.stdout.readline() == "Consuming inverted-in as default. Ctrl-C ends it.\n"
 
     yield start
     for process in processes:
@@ -219,9 +219,9 @@ def invert(gunicorn) -> Iterator[Callable[[GunicornServer], None]]:
             assert process.wait(30) == 0
 
 
-def test_inverted_chat_shows_what_was_written_turned_around(gunicorn, invert, ada: Page, bob: Page):
+def test_inverted_chat_shows_what_was_written_turned_around(gunicorn, consume, ada: Page, bob: Page):
     server = gunicorn()
-    invert(server)
+    consume(server)
     for visitor in (ada, bob):
         visitor.goto(server.url("/inverted"))
 
