@@ -23,13 +23,13 @@ class LocalServer:
 
     def __init__(self, directory: Path) -> None:
         self.url = f"local:{directory}"
-        self._bus = LocalBus(str(directory))
+        self.bus = LocalBus(str(directory))
 
     def start(self) -> None:
-        assert self._bus.try_own()
+        assert self.bus.try_own()
 
     def stop(self) -> None:
-        self._bus.close()
+        self.bus.close()
 
     def restart(self) -> None:
         self.stop()
