@@ -20,6 +20,7 @@ from gevent import monkey
 
 from ..bus.address import BusAddress
 from ..bus.control import Disconnect
+from ..bus.presence import PresenceTimes
 from ..engines.base import Engine, make_engine
 from ..errors import OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.events import Close, Effect, Event, EventKind, Send, Subscribe, Unsubscribe
@@ -190,6 +191,8 @@ class Hub:
         if handover.offload.events is not None:
             events, environ = handover.offload.events, handover.environ
             connection.dialogue = Dialogue(self.events, connection, events, environ)
+        if handover.offload.presence is not None:
+            following.presences.enter(connection, handover.offload.presence)
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
@@ -287,6 +290,7 @@ class Hub:
                 self.disconnect,
                 self.not_published,
                 settings.message_size,
+                PresenceTimes(settings.presence_lifetime, settings.presence_linger),
             )
         return following
 
@@ -439,6 +443,7 @@ class Hub:
             _count_out(self.per_user, user)
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
+        audience.following.presences.leave(connection)
         audience.engine.left(connection)
         if connection.dialogue is not None:
             self.subscriptions.forget(connection)
