@@ -36,8 +36,8 @@ BATCH = 256
 RENEWAL = 1 / 3
 SWEEP = 1 / 15
 
-# Who could not renew their entries, because the bus was away, can do so before they are swept.
-QUIET = 1 / 6
+# Nothing is swept for so long after the bus was away, for all hubs are to renew theirs first.
+QUIET = 1 / 3
 
 # After the bus did not answer.
 RETRY_PAUSE = (0.5, 1.0)  # seconds
@@ -108,7 +108,7 @@ class Presences:
     def bus_is_back(self) -> None:
         """The bus was away, or is new."""
         self.renew()
-        self._sweep_at = time.monotonic() + self.times.lifetime * QUIET
+        self._be_quiet()
 
     def close(self) -> None:
         """Tell the bus what is left to tell."""
@@ -135,6 +135,7 @@ class Presences:
             except Exception:
                 logger.exception("Telling the bus who is here failed")
             self._is_told = False
+            self._be_quiet()
             self._forget_expired()
             gevent.sleep(random.uniform(*RETRY_PAUSE))
             self._changed.set()
@@ -158,6 +159,9 @@ class Presences:
             publisher.leave(self._hub, leaving, self.times.linger)
             _drop(self._leaving, leaving)
 
+    def _be_quiet(self) -> None:
+        self._sweep_at = time.monotonic() + self.times.lifetime * QUIET
+
     def _forget_expired(self) -> None:
         expired = time.monotonic() - self.times.lifetime
         self._leaving = {presence: since for presence, since in self._leaving.items() if since > expired}
@@ -172,6 +176,7 @@ class Presences:
                 self._sweep()
             except BusUnavailable as exc:
                 logger.debug("Who has left could not be looked for: %s", exc)
+                self._be_quiet()
             except Exception:
                 logger.exception("Looking for who has left failed")
 

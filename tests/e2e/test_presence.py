@@ -43,7 +43,7 @@ def start(gunicorn, redis_server, tmp_path):
 @pytest.fixture(params=["local", "redis"])
 def server(request) -> GunicornServer:
     """One on whose bus members leave soon after their last connection."""
-    times = {"lifetime": "30", "linger": "0.1"}
+    times = {"lifetime": SHORT, "linger": "0.1"}
     if request.param == "redis":
         return request.getfixturevalue("start")(**times)
     env = {f"GUNICORN_REALTIME_PRESENCE_{name.upper()}": value for name, value in times.items()}
@@ -187,7 +187,7 @@ def test_members_are_right_when_no_hub_is_left(start, hold):
 
 
 def test_members_of_a_server_that_stops_leave_by_another(start, watch, hold):
-    stopping, server = start(linger="0.1"), start(lifetime="30")
+    stopping, server = start(linger="0.1"), start(lifetime=SHORT)
     watcher = watch(server)
     hold(enter(stopping, "ada"))
 

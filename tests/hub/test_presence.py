@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.queue import Channel, Queue
 
 from gunicorn_realtime.bus.presence import Presence, PresenceTimes
@@ -29,6 +30,8 @@ class SlowBus:
         self.answers: Channel[Exception | None] = Channel()  # taken as they are put
         self.swept: Queue[int] = Queue()
         self.sweeps_left = 0
+        self.fails = False  # to sweep
+        self.has_failed = Event()
         self.hubs: set[str] = set()
 
     @contextmanager
@@ -43,6 +46,9 @@ class SlowBus:
 
     def sweep(self, count: int) -> bool:
         self.swept.put(count)
+        if self.fails:
+            self.has_failed.set()
+            raise BusUnavailable("away")
         self.sweeps_left -= 1
         return self.sweeps_left > 0
 
@@ -212,6 +218,27 @@ def test_nothing_is_swept_just_after_the_bus_is_back(make_presences, bus, monkey
     presences = make_presences(0.03)
     bus.swept.get(timeout=TIMEOUT)
     presences.bus_is_back()
+    swept = bus.swept.qsize()
+
+    for _ in range(5):
+        presences._sweep()
+
+    assert bus.swept.qsize() == swept
+
+
+@pytest.mark.parametrize("fails", ["telling", "sweeping"])
+def test_nothing_is_swept_just_after_the_bus_has_failed(make_presences, bus, connect, monkeypatch, fails):
+    presences = make_presences(0.03)
+    bus.swept.get(timeout=TIMEOUT)
+    monkeypatch.setattr(module, "QUIET", NEVER)
+    if fails == "telling":
+        presences.enter(connect(), ADA)
+        bus.next()
+        bus.answer(BusUnavailable("away"))
+        gevent.sleep(0)  # it is told
+    else:
+        bus.fails = True
+        assert bus.has_failed.wait(TIMEOUT)
     swept = bus.swept.qsize()
 
     for _ in range(5):
