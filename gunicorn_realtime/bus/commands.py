@@ -182,11 +182,12 @@ def _rt_leave(client: Client, call: ScriptCall) -> bytes:
 
 
 def _rt_sweep(client: Client, call: ScriptCall) -> bytes:
-    _, limit = call.arguments
-    announcements, are_more = client.bus.attendances.sweep(_now(), int(limit))
+    _, count, until = call.arguments
+    now = _now()
+    announcements, are_more = client.bus.attendances.sweep(min(now, int(until) or now), int(count))
     for announcement in announcements:
         _announce(client, announcement)
-    return resp.encode_integer(are_more)
+    return resp.encode_array([resp.encode_integer(are_more), _encode_decimal(now)])
 
 
 def _rt_members(client: Client, call: ScriptCall) -> bytes:

@@ -244,19 +244,22 @@ class Publisher:
             words += [self._bare(presence.channel), encode_member(presence.member)]
         self._ask_of_presence("leave", words)
 
-    def sweep(self, count: int) -> bool:
+    def sweep(self, count: int, until: int = 0) -> tuple[bool, int]:
         """Let members leave whose entries have expired, in whatever channel.
 
         Args:
             count: How many entries to remove at most.
+            until: Only those that had expired by this time of the bus, in microseconds; 0 is now. A bus
+                that does not answer may do all the same, later, what it was asked for.
 
         Returns:
-            Whether there may be more of them.
+            Whether there may be more of them, and the bus's time.
 
         Raises:
             BusUnavailable: The bus refused or did not answer.
         """
-        return bool(self._ask_of_presence("sweep", [count]))
+        are_more, now = self._ask_of_presence("sweep", [count, until])
+        return bool(are_more), int(now)
 
     def members(self, channel: str) -> list[str]:
         """Return who is in a channel now, sorted.

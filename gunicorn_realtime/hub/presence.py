@@ -39,6 +39,9 @@ SWEEP = 1 / 15
 # Nothing is swept for so long after the bus was away, for all hubs are to renew theirs first.
 QUIET = 1 / 3
 
+# A time of the bus until which nothing has expired: who sweeps until then only asks for the time.
+NOTHING = 1  # microseconds
+
 # After the bus did not answer.
 RETRY_PAUSE = (0.5, 1.0)  # seconds
 
@@ -69,6 +72,8 @@ class Presences:
         self._is_told = True
         self._renew_at = 0.0
         self._sweep_at = 0.0
+        # In microseconds, and when it was so here; None if the bus may be away.
+        self._bus_time: tuple[int, float] | None = None
         self.renew()
         self._greenlets = [gevent.spawn(self._tell_forever), gevent.spawn(self._sweep_forever)]
 
@@ -108,7 +113,7 @@ class Presences:
     def bus_is_back(self) -> None:
         """The bus was away, or is new."""
         self.renew()
-        self._be_quiet()
+        self._bus_time = None
 
     def close(self) -> None:
         """Tell the bus what is left to tell."""
@@ -135,7 +140,7 @@ class Presences:
             except Exception:
                 logger.exception("Telling the bus who is here failed")
             self._is_told = False
-            self._be_quiet()
+            self._bus_time = None
             self._forget_expired()
             gevent.sleep(random.uniform(*RETRY_PAUSE))
             self._changed.set()
@@ -159,9 +164,6 @@ class Presences:
             publisher.leave(self._hub, leaving, self.times.linger)
             _drop(self._leaving, leaving)
 
-    def _be_quiet(self) -> None:
-        self._sweep_at = time.monotonic() + self.times.lifetime * QUIET
-
     def _forget_expired(self) -> None:
         expired = time.monotonic() - self.times.lifetime
         self._leaving = {presence: since for presence, since in self._leaving.items() if since > expired}
@@ -176,15 +178,28 @@ class Presences:
                 self._sweep()
             except BusUnavailable as exc:
                 logger.debug("Who has left could not be looked for: %s", exc)
-                self._be_quiet()
+                self._bus_time = None
             except Exception:
                 logger.exception("Looking for who has left failed")
 
     def _sweep(self) -> None:
-        while time.monotonic() >= self._sweep_at:
-            with self._commanding() as publisher:
-                if not publisher.sweep(BATCH):
-                    return
+        if self._bus_time is None:
+            self._sweep_until(NOTHING)
+            self._sweep_at = time.monotonic() + self.times.lifetime * QUIET
+        while time.monotonic() >= self._sweep_at and self._bus_time is not None:
+            # What a bus that is held up was asked for, it does before it hears who is still here. So it
+            # is to sweep up to now, and not to then.
+            bus_time, then = self._bus_time
+            passed = round((time.monotonic() - then) * 1_000_000)
+            if not self._sweep_until(bus_time + passed):
+                return
+
+    def _sweep_until(self, bus_time: int) -> bool:
+        """Sweep once; return whether there may be more to sweep."""
+        with self._commanding() as publisher:
+            are_more, bus_time = publisher.sweep(BATCH, bus_time)
+        self._bus_time = bus_time, time.monotonic()
+        return are_more
 
 
 def _drop(told: dict[Presence, Any], presences: Iterable[Presence]) -> None:

@@ -6,6 +6,7 @@ Where time is to pass, something expires at once: a lifetime or a linger of 0 se
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -20,6 +21,7 @@ from tests.bus.conftest import TIMEOUT, LocalServer, follow
 from tests.servers import RedisServer
 
 LONG = 3600.0  # seconds
+SECOND = 1_000_000
 ROOM = "site:room"
 KEPT = Channel("site:kept", history=100, ttl=60)
 
@@ -83,7 +85,7 @@ def kept_by(server: LocalServer | RedisServer) -> list[object]:
 
 
 def sweep(publisher: Publisher, count: int = 100) -> None:
-    while publisher.sweep(count):
+    while publisher.sweep(count)[0]:
         pass
 
 
@@ -169,11 +171,23 @@ def test_sweep_removes_only_so_many_at_a_time(publisher, room):
     room.news()
 
     rounds = 1
-    while publisher.sweep(2):
+    while publisher.sweep(2)[0]:
         rounds += 1
 
     assert rounds >= 5
     assert sorted(room.news()) == [f"-user-{n}" for n in range(7)]
+
+
+def test_sweep_removes_only_what_had_expired_by_a_time(publisher, room):
+    _, before = publisher.sweep(100)
+    publisher.enter("hub1", [in_room("ada")], 0)
+    _, after = publisher.sweep(100, until=before - 1)
+    assert room.news() == ["+ada"]
+
+    publisher.sweep(100, until=after + 60 * SECOND)  # not what is yet to expire
+
+    assert room.news() == ["-ada"]
+    assert abs(after - time.time() * SECOND) < TIMEOUT * SECOND
 
 
 def test_channels_do_not_mix(publisher, room):
@@ -234,7 +248,7 @@ def test_nothing_remains_of_who_has_left(publisher, server):
     sweep(publisher)
 
     assert kept_by(server) == []
-    assert not publisher.sweep(100)
+    assert not publisher.sweep(100)[0]
 
 
 def test_bus_that_was_emptied_is_told_anew(publisher, server, room):

@@ -206,6 +206,23 @@ def test_everybody_is_there_again_after_redis_has_lost_its_memory(start, hold, r
     wait_until(lambda: members(server) == ["ada", "bob"], what="both members")
 
 
+def test_nobody_leaves_because_redis_was_held_up(start, watch, hold, redis_server):
+    servers = [start(lifetime="4", linger="0.1") for _ in range(2)]
+    watcher = watch(servers[0])
+    for server, name in zip(servers, ("ada", "bob"), strict=True):
+        hold(enter(server, name))
+    enter(servers[0], "eve").close()
+    assert [watcher.next() for _ in range(4)] == ["+ada", "+bob", "+eve", "-eve"]  # it is being swept
+
+    redis_server.pause()
+    for server in servers:
+        server.wait_for_log("does not know who is here")  # after the 5 s that an answer may take
+    redis_server.resume()
+
+    wait_until(lambda: members(servers[0]) == ["ada", "bob"], what="both members")
+    assert watcher.news() == []
+
+
 def test_manage_py_prints_who_is_there(start, hold, redis_server):
     server = start()
     hold(enter(server, "bob"))

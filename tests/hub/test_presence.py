@@ -13,7 +13,7 @@ from gevent.queue import Channel, Queue
 from gunicorn_realtime.bus.presence import Presence, PresenceTimes
 from gunicorn_realtime.errors import BusUnavailable
 from gunicorn_realtime.hub import presence as module
-from gunicorn_realtime.hub.presence import BATCH, Presences
+from gunicorn_realtime.hub.presence import BATCH, NOTHING, Presences
 from tests.hub.conftest import TIMEOUT, LineEngine, handover
 
 ADA, BOB = Presence("room", "ada"), Presence("room", "bob")
@@ -28,8 +28,9 @@ class SlowBus:
     def __init__(self) -> None:
         self.calls: Queue[Call] = Queue()
         self.answers: Channel[Exception | None] = Channel()  # taken as they are put
-        self.swept: Queue[int] = Queue()
+        self.swept: Queue[tuple[int, int]] = Queue()  # how many, and until when
         self.sweeps_left = 0
+        self.time = 1_700_000_000_000_000  # microseconds
         self.fails = False  # to sweep
         self.has_failed = Event()
         self.hubs: set[str] = set()
@@ -44,13 +45,13 @@ class SlowBus:
     def leave(self, hub: str, presences: Sequence[Presence], linger: float) -> None:
         self._take("leave", hub, presences)
 
-    def sweep(self, count: int) -> bool:
-        self.swept.put(count)
+    def sweep(self, count: int, until: int) -> tuple[bool, int]:
+        self.swept.put((count, until))
         if self.fails:
             self.has_failed.set()
             raise BusUnavailable("away")
         self.sweeps_left -= 1
-        return self.sweeps_left > 0
+        return self.sweeps_left > 0, self.time
 
     def _take(self, name: str, hub: str, presences: Sequence[Presence]) -> None:
         self.hubs.add(hub)
@@ -209,42 +210,46 @@ def test_sweep_goes_on_until_nothing_is_left(make_presences, bus):
     bus.sweeps_left = 10
     make_presences(0.03)
 
-    assert [bus.swept.get(timeout=TIMEOUT) for _ in range(15)] == [BATCH] * 15
+    assert [bus.swept.get(timeout=TIMEOUT)[0] for _ in range(15)] == [BATCH] * 15
     assert bus.sweeps_left <= -5
 
 
-def test_nothing_is_swept_just_after_the_bus_is_back(make_presences, bus, monkeypatch):
-    monkeypatch.setattr(module, "QUIET", NEVER)
+def next_sweep(bus: SlowBus) -> int:
+    """Return the time until which the bus is to sweep."""
+    return bus.swept.get(timeout=TIMEOUT)[1]
+
+
+def test_bus_is_asked_for_its_time_and_sweeps_until_then(make_presences, bus):
+    make_presences(0.03)
+
+    assert next_sweep(bus) == NOTHING
+    for _ in range(3):
+        assert bus.time <= next_sweep(bus) < bus.time + TIMEOUT * 1_000_000
+
+
+@pytest.mark.parametrize("what", ["is back", "was not told", "did not sweep"])
+def test_bus_that_may_have_been_away_is_not_swept_at_once(make_presences, bus, connect, monkeypatch, what):
     presences = make_presences(0.03)
-    bus.swept.get(timeout=TIMEOUT)
-    presences.bus_is_back()
-    swept = bus.swept.qsize()
+    assert [next_sweep(bus), next_sweep(bus)] != [NOTHING, NOTHING]
+    monkeypatch.setattr(module, "QUIET", NEVER)
+    match what:
+        case "is back":
+            presences.bus_is_back()
+        case "was not told":
+            presences.enter(connect(), ADA)
+            bus.next()
+            bus.answer(BusUnavailable("away"))
+        case "did not sweep":
+            bus.fails = True
+            assert bus.has_failed.wait(TIMEOUT)
+            bus.fails = False
+
+    while next_sweep(bus) != NOTHING:
+        pass
 
     for _ in range(5):
         presences._sweep()
-
-    assert bus.swept.qsize() == swept
-
-
-@pytest.mark.parametrize("fails", ["telling", "sweeping"])
-def test_nothing_is_swept_just_after_the_bus_has_failed(make_presences, bus, connect, monkeypatch, fails):
-    presences = make_presences(0.03)
-    bus.swept.get(timeout=TIMEOUT)
-    monkeypatch.setattr(module, "QUIET", NEVER)
-    if fails == "telling":
-        presences.enter(connect(), ADA)
-        bus.next()
-        bus.answer(BusUnavailable("away"))
-        gevent.sleep(0)  # it is told
-    else:
-        bus.fails = True
-        assert bus.has_failed.wait(TIMEOUT)
-    swept = bus.swept.qsize()
-
-    for _ in range(5):
-        presences._sweep()
-
-    assert bus.swept.qsize() == swept
+    assert bus.swept.empty()
 
 
 def test_hub_that_stops_says_who_has_gone(presences, bus, connect):

@@ -1,9 +1,11 @@
 -- Remove what has expired, in any channel; who has no entry left leaves the channel.
--- Returns 1 if there may be more of it, else 0.
+-- Returns {1 if there may be more of it, else 0, the time in microseconds}.
 --
 -- ARGV[5]  how many entries to remove at most
+-- ARGV[6]  only what had expired by this time, if not 0: this call may have waited for long
 
-local now, left = decimal(time()), tonumber(ARGV[5])
+local clock, left, limit = time(), tonumber(ARGV[5]), tonumber(ARGV[6])
+local now = decimal(limit > 0 and math.min(clock, limit) or clock)
 for _, channel in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, left)) do
   local entries = entries_of(channel)
   local expired = redis.call('ZRANGEBYSCORE', entries, '-inf', now, 'LIMIT', 0, left)
@@ -18,7 +20,7 @@ for _, channel in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT'
   schedule(channel)
   left = left - math.max(#expired, 1)
   if left <= 0 then
-    return 1
+    return {1, decimal(clock)}
   end
 end
-return 0
+return {0, decimal(clock)}
