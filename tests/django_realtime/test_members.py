@@ -199,6 +199,14 @@ def test_presence_without_a_bus_fails():
         realtime.presence("room")
 
 
+def test_development_server_counts_nobody(client, local_bus):
+    response = client.get("/named/7?name=ada")
+    next(iter(response))
+
+    assert realtime.presence("room-7") == []
+    response.close()
+
+
 def rt_presence(channel: str) -> str:
     out = StringIO()
     call_command("rt_presence", channel, stdout=out)
