@@ -48,6 +48,15 @@ def logged_in(get_response):
     return middleware
 
 
+class Room(realtime.WebSocketView):
+    presence = "room-{room}"
+
+
+class NamedRoom(Room):
+    def member(self):
+        return nickname(self.request)
+
+
 urlpatterns = [
     path("rooms/<int:room>", realtime.sse("news", presence="room-{room}")),
     path("ws/rooms/<int:room>", realtime.websocket("news", presence="room-{room}")),
@@ -56,6 +65,8 @@ urlpatterns = [
     path("function", realtime.sse("news", presence=room_of, member=nickname)),
     path("name/<str:name>", realtime.sse("news", presence="{name}", member=lambda request, name: "ada")),
     path("number", realtime.sse("news", presence="room", member=number)),
+    path("handled/rooms/<int:room>", Room.as_view()),
+    path("handled/named/<int:room>", NamedRoom.as_view()),
     path("nobody", realtime.sse("news")),
 ]
 
@@ -85,6 +96,11 @@ def test_connection_counts_in_the_channel_with_its_rules(connect, settings):
     assert names(offload) == ["site:room-7"]
 
 
+def test_method_says_who_a_handler_s_client_is(connect):
+    assert connect("/handled/named/7?name=ada").presence == Presence("room-7", "ada")
+    assert connect("/handled/named/7").presence is None
+
+
 def test_connection_may_count_in_a_channel_that_it_does_not_follow(connect):
     offload = connect("/ws/named?name=ada")
 
@@ -92,7 +108,7 @@ def test_connection_may_count_in_a_channel_that_it_does_not_follow(connect):
     assert offload.channels == ()
 
 
-@pytest.mark.parametrize("path", ["/rooms/7", "/ws/rooms/7"])
+@pytest.mark.parametrize("path", ["/rooms/7", "/ws/rooms/7", "/handled/rooms/7"])
 def test_member_is_who_is_logged_in_if_nothing_else_is_said(connect, with_users, path):
     offload = connect(f"{path}?user=42")
 
@@ -100,7 +116,7 @@ def test_member_is_who_is_logged_in_if_nothing_else_is_said(connect, with_users,
     assert "user:42" in offload.labels
 
 
-@pytest.mark.parametrize("path", ["/rooms/7", "/ws/rooms/7"])
+@pytest.mark.parametrize("path", ["/rooms/7", "/ws/rooms/7", "/handled/rooms/7"])
 def test_who_is_not_logged_in_connects_and_does_not_count(connect, with_users, path):
     assert connect(path).presence is None
 
@@ -159,6 +175,11 @@ def test_function_s_mistake_is_an_error_that_says_which(hub_server, settings, pa
 def test_what_cannot_be_meant_is_refused(factory, arguments, error, message):
     with pytest.raises(error, match=message):
         factory("news", **arguments)
+
+
+def test_handlers_cannot_count_in_what_is_no_channel():
+    with pytest.raises(realtime.ChannelNameError, match="are reserved"):
+        Room.as_view(presence="rt:hubs")
 
 
 # Who is there.
