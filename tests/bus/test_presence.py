@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
@@ -239,6 +241,39 @@ def test_any_name_goes_there_and_back(publisher, room, member):
 
     assert publisher.members(ROOM) == [member]
     assert decode_member(encode_member(member)) == member
+
+
+MEMBERS, HUBS = ("ada", "bob", "eve"), ("hub1", "hub2")
+steps = st.tuples(
+    st.sampled_from(["enters", "expires", "leaves", "sweep"]), st.sampled_from(MEMBERS), st.sampled_from(HUBS)
+)
+
+
+@given(st.lists(steps))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_joins_and_leaves_alternate_and_say_who_is_there(publisher, room, steps):
+    for step, member, hub in steps:
+        match step:
+            case "enters":
+                publisher.enter(hub, [in_room(member)], LONG)
+            case "expires":
+                publisher.enter(hub, [in_room(member)], 0)
+            case "leaves":
+                publisher.leave(hub, [in_room(member)], 0)
+            case "sweep":
+                publisher.sweep(1)
+    sweep(publisher)
+
+    there: set[str] = set()
+    for news in room.news():
+        assert news.startswith("-" if news[1:] in there else "+")
+        there ^= {news[1:]}
+    assert publisher.members(ROOM) == sorted(there)
+
+    for hub in HUBS:
+        publisher.leave(hub, list(map(in_room, MEMBERS)), 0)
+    sweep(publisher)
+    assert {news[1:] for news in room.news()} == there
 
 
 def test_nothing_remains_of_who_has_left(publisher, server):
