@@ -13,6 +13,7 @@ from gunicorn_realtime.errors import (
 
 from .clock import cursor
 from .identity import disconnect
+from .members import presence
 from .publishing import MessageId, apublish, publish, publish_many
 from .receivers import ReceivedMessage, receiver
 from .views import sse, websocket
@@ -32,6 +33,7 @@ __all__ = [
     "apublish",
     "cursor",
     "disconnect",
+    "presence",
     "publish",
     "publish_many",
     "receiver",

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.bus.presence import Presence
 from gunicorn_realtime.plumbing.offload import Events, Offload
 from gunicorn_realtime.protocols.websocket_handshake import Handshake, HandshakeError, read_handshake
 
@@ -57,6 +58,7 @@ def open_websocket(
     max_size: int,
     expires: float | None,
     events: Events | None = None,
+    presence: Presence | None = None,
 ) -> HttpResponseBase:
     """Return the response that gives a WebSocket to the hub."""
     if not has_hub(request):
@@ -78,6 +80,7 @@ def open_websocket(
         labels_of(request),
         expires,
         events,
+        presence,
     )
     return OffloadResponse(request, offload, status=101, headers=_upgrade(handshake, subprotocols))
 

@@ -18,6 +18,7 @@ from gunicorn_realtime.protocols import sse as sse_protocol
 
 from .conf import conf
 from .identity import labels_of
+from .members import MemberFunction, presence_function
 from .naming import ChannelsFunction, TextFunction, channels_of, label, names_function, text_function
 from .opening import (
     MAX_RECEIVED_SIZE,
@@ -42,6 +43,8 @@ def sse(
     headers: Mapping[str, str] | None = None,
     lifetime: Lifetime = None,
     signals: bool = False,
+    presence: str | ChannelsFunction | None = None,
+    member: MemberFunction | None = None,
 ) -> View:
     """Return a view that streams what is published to channels as server-sent events.
 
@@ -61,12 +64,18 @@ def sse(
             function of the request and the URL's arguments that returns them. None is for ever.
         signals: Send `django_realtime.signals.connected` when a stream has begun, and `disconnected` when it
             has ended.
+        presence: The channel that the client is in while the stream lasts, named as those that it follows:
+            who joins and leaves is published there, and `realtime.presence` tells who is in it.
+        member: As whom: a function of the request and the URL's arguments that returns 1 to 200 bytes of
+            text, or None for who is not counted. Without it, the primary key of who is logged in.
 
     Raises:
         ChannelNameError: A name can't be right whatever the URL is.
+        TypeError: There is a `member`, and no `presence`.
         ValueError: `event` is not one line.
     """
     names_of = names_function(channels)
+    presence_of = presence_function(presence, member)
     if event is not None:
         sse_protocol.encode_event(b"", event=event)
 
@@ -95,6 +104,8 @@ def sse(
             conf.bus,
             options,
             cursor,
+            # Before the labels: it may be the first to ask who it is.
+            presence=presence_of(request, **kwargs),
             labels=labels_of(request),
             expires=expiry_of(lifetime, request, kwargs),
             events=wanted_events() if signals else None,
@@ -117,6 +128,8 @@ def websocket(
     max_size: int = MAX_RECEIVED_SIZE,
     compress: bool = True,
     lifetime: Lifetime = None,
+    presence: str | ChannelsFunction | None = None,
+    member: MemberFunction | None = None,
 ) -> View:
     """Return a view that opens a WebSocket between a client and channels.
 
@@ -138,13 +151,16 @@ def websocket(
         max_size: Bytes of the largest message that a client may send; a larger one closes with 1009.
         compress: Agree to permessage-deflate (RFC 7692) where the client offers it.
         lifetime: As with `sse`; it ends with 1001.
+        presence, member: As with `sse`.
 
     Raises:
         ChannelNameError: A name can't be right whatever the URL is.
+        TypeError: There is a `member`, and no `presence`.
         ValueError: A template can't be.
     """
     followed_of, published_of = _names_of(subscribe), _names_of(publish)
     prefix_of, suffix_of = text_function(prefix), text_function(suffix)
+    presence_of = presence_function(presence, member)
     # Of one name without a list around it, each letter would count, and "*" among them.
     spoken, trusted = tuple_of(subprotocols), tuple_of(origins)
     if envelope not in (None, "json"):
@@ -170,6 +186,7 @@ def websocket(
             subprotocols=spoken,
             max_size=max_size,
             expires=expiry_of(lifetime, request, kwargs),
+            presence=presence_of(request, **kwargs),
         )
 
     channels = [subscribe] if isinstance(subscribe, str) or callable(subscribe) else list(subscribe)

@@ -13,6 +13,7 @@ from django.utils.decorators import classonlymethod
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
 
+from gunicorn_realtime.bus.presence import Presence
 from gunicorn_realtime.plumbing.events import (
     ENVIRON_KEY,
     MAX_STATE_SIZE,
@@ -31,6 +32,7 @@ from gunicorn_realtime.plumbing.offload import Events
 from gunicorn_realtime.protocols.websocket_close import CloseCode, may_be_sent
 
 from .conf import conf
+from .members import presence_function, user_key
 from .opening import MAX_RECEIVED_SIZE, open_websocket, take_handshake, tuple_of
 from .publishing import to_bytes
 from .views import Lifetime, expiry_of
@@ -60,6 +62,8 @@ class WebSocketView(View):
         request, args, kwargs: As in every view of Django's: the request that opened the WebSocket, made anew.
         state: A small dictionary that lives as long as the connection: JSON-able, at most 16 KiB.
         envelope, subprotocols, origins, max_size, compress, lifetime: As with `realtime.websocket`.
+        presence: The channel that the client is in while it is connected, in which `{room}` stands for the
+            URL's argument; None is none. `member` says as whom.
         timeout: Seconds that a method may take before the connection is closed; None is
             `REALTIME["EVENT_TIMEOUT"]`.
     """
@@ -72,6 +76,7 @@ class WebSocketView(View):
     max_size: int = MAX_RECEIVED_SIZE
     compress: bool = True
     lifetime: Lifetime = None
+    presence: str | None = None
     timeout: float | None = None
 
     request: HttpRequest
@@ -85,6 +90,7 @@ class WebSocketView(View):
         timeout = initkwargs.get("timeout", cls.timeout)
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout!r} must be more than 0 seconds")
+        presence_function(initkwargs.get("presence", cls.presence), None)
         # Without csrf_exempt a POST would be answered 403, not 405.
         return csrf_exempt(super().as_view(**initkwargs))
 
@@ -96,6 +102,13 @@ class WebSocketView(View):
         Runs in that request. Whoever may not connect is refused by an exception (`PermissionDenied`, `Http404`)
         or by a response that is returned.
         """
+
+    def member(self) -> str | None:
+        """Return as whom the client is there, 1 to 200 bytes; None counts nobody.
+
+        Runs after `connect`, in the same request.
+        """
+        return user_key(self.request)
 
     def receive(self, data: str | bytes) -> None:
         """The client has sent a message: text, or bytes."""
@@ -175,7 +188,14 @@ class WebSocketView(View):
             max_size=self.max_size,
             expires=expiry_of(self.lifetime, self.request, self.kwargs),
             events=Events(kinds, timeout, self._encode_state()),
+            presence=self._presence(),
         )
+
+    def _presence(self) -> Presence | None:
+        if self.presence is None:
+            return None
+        presence_of = presence_function(self.presence, lambda request, **kwargs: self.member())
+        return presence_of(self.request, **self.kwargs)
 
     def _handle(self, event: Event) -> HttpResponse:
         """Answer an event."""

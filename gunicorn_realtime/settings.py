@@ -28,6 +28,8 @@ class Settings:
         head_timeout: Seconds a client may take to send a request's head.
         write_timeout: Seconds a client may accept nothing while there is something to send.
         event_threads: Threads of each worker that handle what clients send, beside those for pages.
+        presence_lifetime: Seconds after which members have left whose hub has died.
+        presence_linger: Seconds after a member's last connection in which it may come back unnoticed.
     """
 
     hubs: int = 1
@@ -40,6 +42,9 @@ class Settings:
     head_timeout: float = 10.0
     write_timeout: float = 60.0
     event_threads: int = 2
+    presence_lifetime: float = 30.0
+    # A browser comes back to a stream after 5 s at most, as REALTIME["RETRY"] has it, and a moment.
+    presence_linger: float = 8.0
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

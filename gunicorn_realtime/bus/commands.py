@@ -1,4 +1,4 @@
-"""The local bus's commands: Redis' own, and four that do what the scripts do in Redis.
+"""The local bus's commands: Redis' own, and those that do what the scripts do in Redis.
 
 Each takes its client and its arguments and returns the reply, in one turn.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..protocols import resp
-from .history import LogRead
+from .attendance import Announcement
+from .history import Entry, LogRead
 from .message import MAGIC
 
 if TYPE_CHECKING:
@@ -138,9 +139,13 @@ def _rt_publish(client: Client, call: ScriptCall) -> bytes:
         if id is not None:
             return resp.encode_array(_encode_clock(client, id))
     entry = history.add(_now(), key, body, token, int(count), int(ttl))
-    stamp = b"%b %d %d" % (history.epoch.encode(), entry.id, entry.previous)
-    client.bus.publish(channel, b"%b%b\n%b" % (MAGIC, stamp, body))
+    _publish_entry(client, channel, entry)
     return resp.encode_array(_encode_clock(client, entry.id))
+
+
+def _publish_entry(client: Client, channel: bytes, entry: Entry) -> None:
+    stamp = b"%b %d %d" % (client.bus.history.epoch.encode(), entry.id, entry.previous)
+    client.bus.publish(channel, b"%b%b\n%b" % (MAGIC, stamp, entry.body))
 
 
 def _rt_snapshot(client: Client, call: ScriptCall) -> bytes:
@@ -165,6 +170,56 @@ def _rt_tick(client: Client, call: ScriptCall) -> bytes:
     id = client.bus.history.advance(_now(), 1)
     client.bus.publish(channel, b"%b %d" % (client.bus.history.epoch.encode(), id))
     return resp.encode_array(_encode_clock(client, id))
+
+
+def _rt_enter(client: Client, call: ScriptCall) -> bytes:
+    prefix, hub, lifetime, *words = call.arguments
+    expiry = _now() + int(lifetime)
+    for channel, history, ttl, member in _grouped(words, 4):
+        announcement = client.bus.attendances.enter(
+            prefix, channel, member, hub, expiry, int(history), int(ttl)
+        )
+        if announcement is not None:
+            _announce(client, announcement)
+    return resp.NULL
+
+
+def _rt_leave(client: Client, call: ScriptCall) -> bytes:
+    prefix, hub, linger, *words = call.arguments
+    expiry = _now() + int(linger)
+    for channel, member in _grouped(words, 2):
+        client.bus.attendances.leave(prefix, channel, member, hub, expiry)
+    return resp.NULL
+
+
+def _rt_sweep(client: Client, call: ScriptCall) -> bytes:
+    _, count, until = call.arguments
+    now = _now()
+    announcements, are_more = client.bus.attendances.sweep(min(now, int(until) or now), int(count))
+    for announcement in announcements:
+        _announce(client, announcement)
+    return resp.encode_array([resp.encode_integer(are_more), _encode_decimal(now)])
+
+
+def _rt_members(client: Client, call: ScriptCall) -> bytes:
+    prefix, channel = call.arguments
+    members = client.bus.attendances.members(prefix, channel, _now())
+    return resp.encode_array(map(resp.encode_bulk_string, members))
+
+
+def _announce(client: Client, announcement: Announcement) -> None:
+    channel, body = announcement.prefix + announcement.channel, announcement.body
+    if not announcement.history:
+        client.bus.publish(channel, b"%b\n%b" % (MAGIC, body))
+        return
+    key = b"%brt:log:%b" % (announcement.prefix, announcement.channel)
+    entry = client.bus.history.add(_now(), key, body, b"", announcement.history, announcement.ttl)
+    _publish_entry(client, channel, entry)
+
+
+def _grouped(words: list[bytes], size: int) -> Iterator[list[bytes]]:
+    for start in range(0, len(words), size):
+        yield words[start : start + size]
 
 
 def _encode_clock(client: Client, id: int) -> list[bytes]:
@@ -303,4 +358,8 @@ COMMANDS = {
     b"RT.SNAPSHOT": Command(_as_script(_rt_snapshot), -3),
     b"RT.RANGE": Command(_as_script(_rt_range), -3),
     b"RT.TICK": Command(_as_script(_rt_tick), -3),
+    b"RT.ENTER": Command(_as_script(_rt_enter), -3),
+    b"RT.LEAVE": Command(_as_script(_rt_leave), -3),
+    b"RT.SWEEP": Command(_as_script(_rt_sweep), -3),
+    b"RT.MEMBERS": Command(_as_script(_rt_members), -3),
 }

@@ -31,6 +31,7 @@ from contextlib import suppress
 from ..errors import BusUnavailable, ProtocolError
 from ..protocols import resp
 from .address import BusAddress
+from .attendance import Attendances
 from .commands import execute
 from .history import History
 from .message import MAX_HEADER_SIZE
@@ -140,6 +141,7 @@ class LocalBus:
         self.subscribers: dict[bytes, set[Client]] = {}
         self.history = History()
         self.values: dict[bytes, bytes] = {}
+        self.attendances = Attendances()
         self.started = time.monotonic()
         self._lock_descriptor: int | None = None
         self._listener: socket.socket | None = None
@@ -156,6 +158,7 @@ class LocalBus:
         path = socket_path(self.directory)
         self.history = History()  # a new owner is a new epoch
         self.values = {}
+        self.attendances = Attendances()
         try:
             with suppress(FileExistsError):
                 os.mkdir(self.directory, 0o700)

@@ -1,4 +1,4 @@
-"""Publishing to a bus, and reading its clock and what it keeps."""
+"""Publishing to a bus, reading its clock and what it keeps, and who is there."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .connecting import (
 )
 from .history import make_epoch
 from .message import Message, Stamp, decode_body, encode, encode_body, parse_cursor
+from .presence import Presence, decode_member, encode_member
 from .script import SCRIPTS, Call, Script, Word
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,62 @@ class Publisher:
         """
         return self._read_clock(self._ask("tick", [], [encode_name(channel)]))
 
+    def enter(self, hub: str, presences: Sequence[Presence], lifetime: float) -> None:
+        """Say that a hub has connections of members, or still has; who was not there joins.
+
+        Args:
+            hub: Whose entries they are.
+            lifetime: For how long, in seconds, unless it is said again.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer; it may be said again.
+        """
+        words: list[Word] = [hub, _microseconds(lifetime)]
+        for presence in presences:
+            ttl = _microseconds(presence.ttl)
+            words += [self._bare(presence.channel), presence.history, ttl, encode_member(presence.member)]
+        self._ask_of_presence("enter", words)
+
+    def leave(self, hub: str, presences: Sequence[Presence], linger: float) -> None:
+        """Say that a hub has no connections of members any more.
+
+        Args:
+            hub: Whose entries they were.
+            linger: Seconds in which they may be entered again, and nobody has left.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer; it may be said again.
+        """
+        words: list[Word] = [hub, _microseconds(linger)]
+        for presence in presences:
+            words += [self._bare(presence.channel), encode_member(presence.member)]
+        self._ask_of_presence("leave", words)
+
+    def sweep(self, count: int, until: int = 0) -> tuple[bool, int]:
+        """Let members leave whose entries have expired, in whatever channel.
+
+        Args:
+            count: How many entries to remove at most.
+            until: Only those that had expired by this time of the bus, in microseconds; 0 is now. A bus
+                that does not answer may do all the same, later, what it was asked for.
+
+        Returns:
+            Whether there may be more of them, and the bus's time.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        are_more, now = self._ask_of_presence("sweep", [count, until])
+        return bool(are_more), int(now)
+
+    def members(self, channel: str) -> list[str]:
+        """Return who is in a channel now, sorted.
+
+        Raises:
+            BusUnavailable: The bus refused or did not answer.
+        """
+        return sorted(map(decode_member, self._ask_of_presence("members", [self._bare(channel)])))
+
     def note_seen(self, clock: Clock) -> None:
         """Take note of how far the bus was seen otherwise: if it is not so far any more, it begins another epoch."""
         if clock.epoch == self._seen.epoch and clock.id > self._seen.id:
@@ -320,6 +377,12 @@ class Publisher:
             [reply] = self._run([self._script_call(script, channels, arguments)])
             return reply
 
+    def _ask_of_presence(self, script: str, words: list[Word]) -> Any:
+        return self._ask(script, [], [encode_name(self.address.prefix), *words])
+
+    def _bare(self, channel: str) -> bytes:
+        return encode_name(channel.removeprefix(self.address.prefix))
+
     def _script_call(self, script: str, channels: list[Channel], arguments: Sequence[Word]) -> Call:
         keys = [self.address.clock_key, *(self.address.log_key(channel.name) for channel in channels)]
         seen = self._seen
@@ -383,7 +446,11 @@ class Publisher:
 
 
 def _ttl_of(channel: Channel) -> int:
-    return round(channel.ttl * 1_000_000)
+    return _microseconds(channel.ttl)
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
 
 
 def _decode_logs(clock: Clock, channels: list[Channel], replies: list[LogReply]) -> dict[str, Log]:

@@ -38,11 +38,13 @@ from ..bus.client import (
 from ..bus.control import Disconnect
 from ..bus.local import MAX_MESSAGE_SIZE, LocalBus, own_local_bus
 from ..bus.message import Message, decode
+from ..bus.presence import PresenceTimes
 from ..errors import BusUnavailable, ProtocolError, TooLarge
 from .fanout import KEY_BITS, Fanout
 from .feed import Feed
 from .histories import Histories
 from .outbox import Outbox
+from .presence import Presences
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -78,6 +80,7 @@ class Following:
         disconnect: Called with this and what the site wants to be ended.
         not_published: Called with a connection whose messages may not have been sent, and the reason.
         max_message_size: Bytes; larger messages are dropped and logged.
+        presence_times: How long the bus takes somebody for present.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Following:
         disconnect: Callable[[Following, Disconnect], None],
         not_published: Callable[[Connection, str], None],
         max_message_size: int,
+        presence_times: PresenceTimes,
     ) -> None:
         self.address = address
         self.fanout = fanout
@@ -111,6 +115,7 @@ class Following:
         self._publisher = Publisher(address, TIMEOUT)
         self._commands = BoundedSemaphore()  # one connection, whoever asks
         self.outbox = Outbox(self._publish, not_published)
+        self.presences = Presences(self.commanding, presence_times)
         self._subscribe: list[str] = []
         self._unsubscribe: list[str] = []
         self._pings: dict[bytes, Event] = {}
@@ -223,6 +228,7 @@ class Following:
         self._drained.wait()
 
     def close(self) -> None:
+        self.presences.close()
         gevent.killall(self._greenlets)
         self.outbox.close()
         if self.subscription is not None:
@@ -262,6 +268,7 @@ class Following:
         self.histories.interrupt([feed for feed in self.feeds.values() if feed.keeps])
         self.tick_seen = time.monotonic()
         self.subscription = subscription  # from here on `_ask` sees to what is followed meanwhile
+        self.presences.bus_is_back()
         subscription.subscribe([self.own_channel, self.hubs_channel, *self.feeds])
 
     def _disconnect(self) -> None:

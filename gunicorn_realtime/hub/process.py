@@ -21,6 +21,7 @@ from gevent import monkey
 
 from ..bus.address import BusAddress
 from ..bus.control import Disconnect
+from ..bus.presence import PresenceTimes
 from ..engines.base import Engine, make_engine
 from ..errors import OffloadRefused, ProtocolError, TooLarge
 from ..plumbing.events import Close, Effect, Event, EventKind, Send, Subscribe, Unsubscribe
@@ -193,6 +194,8 @@ class Hub:
         if handover.offload.events is not None:
             wanted, environ = handover.offload.events, handover.environ
             connection.dialogue = Dialogue(self.calls, connection, wanted, environ)
+        if handover.offload.presence is not None:
+            following.presences.enter(connection, handover.offload.presence)
         self.opening[connection] = time.monotonic() + CONFIRM_TIMEOUT
         unconfirmed = [feed for feed in feeds if not feed.is_confirmed]
         for feed in unconfirmed:
@@ -292,6 +295,7 @@ class Hub:
                 self.disconnect,
                 self.not_published,
                 settings.message_size,
+                PresenceTimes(settings.presence_lifetime, settings.presence_linger),
             )
         return following
 
@@ -447,6 +451,7 @@ class Hub:
             _count_out(self.per_user, user)
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
+        audience.following.presences.leave(connection)
         audience.engine.left(connection)
         if connection.dialogue is not None:
             self.subscriptions.forget(connection)

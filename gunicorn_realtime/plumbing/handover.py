@@ -8,6 +8,7 @@ from typing import Any
 
 from ..bus.address import BusAddress
 from ..bus.channel import Channel, SlowClient
+from ..bus.presence import Presence
 from ..errors import ProtocolError
 from .frames import Frame, Kind
 from .offload import Events, Offload
@@ -52,6 +53,7 @@ class Handover:
             "expires": self.offload.expires,
             "events": self.offload.events and astuple(self.offload.events),
             "environ": self.environ,
+            "presence": self.offload.presence and astuple(self.offload.presence),
             "client": self.client,
             "server": self.server,
             "counted": self.counted,
@@ -73,6 +75,7 @@ class Handover:
                 tuple(fields["labels"]),
                 fields["expires"],
                 _events_from(fields["events"]),
+                fields["presence"] and Presence(*fields["presence"]),
             )
             return cls(
                 offload,

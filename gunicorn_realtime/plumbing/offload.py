@@ -8,6 +8,7 @@ from typing import Any
 
 from ..bus.address import BusAddress
 from ..bus.channel import Channel
+from ..bus.presence import Presence
 
 # The WSGI extension. An application calls start_response(), then returns what this gives as its
 # body: `environ["gunicorn_realtime.offload"](Offload("sse", ("news",), bus))`.
@@ -43,6 +44,7 @@ class Offload:
         labels: Whose the connection is, so that it can be ended from afar.
         expires: Unix time when it ends, in seconds.
         events: What happens to the connection becomes calls of the application; None calls it for nothing.
+        presence: Who is there while it lasts, and in which channel.
     """
 
     engine: str
@@ -54,6 +56,7 @@ class Offload:
     labels: tuple[str, ...] = ()
     expires: float | None = None
     events: Events | None = None
+    presence: Presence | None = None
 
     @property
     def followed(self) -> tuple[Channel, ...]:

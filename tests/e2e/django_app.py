@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
 settings.configure(
@@ -77,7 +77,7 @@ def burn(request):
 
 
 def publish(request):
-    realtime.publish("news", request.GET["data"])
+    realtime.publish(request.GET.get("channel", "news"), request.GET["data"])
     return HttpResponse("published")
 
 
@@ -114,6 +114,15 @@ class Echo(realtime.WebSocketView):
         self.send(data)
 
 
+def nickname(request):
+    """Believe who the client says it is; one that does not say only watches."""
+    return request.GET.get("name")
+
+
+def members(request):
+    return JsonResponse(realtime.presence("room"), safe=False)
+
+
 def plain_stream(request):
     """What a site does without us: one greenlet or thread for each client."""
     import redis
@@ -143,6 +152,9 @@ urlpatterns = [
     path("disconnect", disconnect),
     path("echo", echo),
     path("echo/websocket", Echo.as_view()),
+    path("room/events", realtime.sse("room", presence="room", member=nickname)),
+    path("room/websocket", realtime.websocket(presence="room", member=nickname)),
+    path("room/members", members),
     path("plain_stream", plain_stream),
 ]
 application = WSGIHandler()

@@ -14,6 +14,7 @@ from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.client import Outgoing
 from gunicorn_realtime.bus.message import Message
+from gunicorn_realtime.bus.presence import Presence
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.hub.fanout import Fanout
@@ -38,6 +39,19 @@ class Sent:
         self.messages += messages
 
 
+class Present:
+    """Stands in for `Presences`, which would need greenlets: keeps whose connections there are."""
+
+    def __init__(self) -> None:
+        self.presences: dict[Connection, Presence] = {}
+
+    def enter(self, connection: Connection, presence: Presence) -> None:
+        self.presences[connection] = presence
+
+    def leave(self, connection: Connection) -> None:
+        self.presences.pop(connection, None)
+
+
 class Bus:
     """Stands in for `Following`, which would connect: it confirms channels when the test says so."""
 
@@ -51,6 +65,7 @@ class Bus:
         self.epoch: str | None = None
         self.max_message_size = hub.settings.message_size
         self.outbox = Sent()
+        self.presences = Present()
 
     def follow(self, channel: Channel) -> Feed:
         feed = self.feeds.get(channel.name)
@@ -203,7 +218,8 @@ def handover(
 ) -> Handover:
     engine = options.pop("engine", "sse")
     client = options.pop("client", ("192.0.2.1", 50000))
-    offload = Offload(engine, channels, BUS, options)
+    presence = options.pop("presence", None)
+    offload = Offload(engine, channels, BUS, options, presence=presence)
     return Handover(offload, client, ("192.0.2.2", 80), True, keep_alive, head, rest)
 
 

@@ -181,6 +181,9 @@ class MemoryPublisher:
 
         return self._ask(tick, step=1)
 
+    def sweep(self, count: int, until: int) -> tuple[bool, int]:
+        return False, until  # nobody is counted here
+
     def note_seen(self, clock: Clock) -> None:
         if clock.epoch == self._seen.epoch and clock.id > self._seen.id:
             self._seen = clock

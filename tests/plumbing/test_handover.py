@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.bus.presence import Presence
 from gunicorn_realtime.errors import ProtocolError
 from gunicorn_realtime.plumbing.frames import Frame, Kind
 from gunicorn_realtime.plumbing.handover import HandBack, Handover, announced_bus, announcement
@@ -24,6 +27,7 @@ offloads = st.builds(
     buses,
     st.dictionaries(st.text(), st.text() | st.integers() | st.booleans() | st.none()),
     events=st.none() | st.builds(Events, st.lists(st.text()).map(tuple), st.floats(0, 1e6), st.text()),
+    presence=st.none() | st.builds(Presence, st.text(), st.just("ada"), st.integers(0), st.just(60.0)),
 )
 handovers = st.builds(
     Handover,
@@ -65,6 +69,14 @@ def test_bare_name_is_a_channel_without_history():
     arrived = Handover.from_frame(cross(handover.frame()))
 
     assert arrived.offload.channels == (Channel("news"),)
+
+
+def test_presence_crosses_with_the_channel_s_rules():
+    offload = Offload("sse", (), BusAddress("local:/x"), presence=Presence("room", "ada", 100, 60.0))
+
+    arrived = Handover.from_frame(cross(Handover(offload, "", "", True, False, b"", b"").frame()))
+
+    assert astuple(arrived.offload.presence) == ("room", "ada", 100, 60.0)
 
 
 @pytest.mark.parametrize(

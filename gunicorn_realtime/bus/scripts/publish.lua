@@ -10,7 +10,7 @@
 -- ARGV[9]  "retry" if this message may be in the log already
 -- ARGV[10] ... and since when: so many microseconds ago at most
 
-local log, token, ttl = KEYS[2], ARGV[6], tonumber(ARGV[8])
+local log, token = KEYS[2], ARGV[6]
 local epoch, id = advance(1)
 
 if ARGV[9] == 'retry' then
@@ -21,15 +21,4 @@ if ARGV[9] == 'retry' then
   end
 end
 
-local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-local previous = decimal(id - ttl) -- without a log: nothing newer than that can have expired
-if last then
-  previous = id_of(last)
-  id = math.max(id, tonumber(previous) + 1) -- the clock may have been deleted, and the time set back
-end
-
-store(id)
-redis.call('XADD', log, 'MAXLEN', '~', ARGV[7], decimal(id) .. '-0', 'p', previous, 'b', ARGV[5], 't', token)
-redis.call('PEXPIREAT', log, decimal(math.ceil((id + ttl) / 1000)))
-redis.call('PUBLISH', ARGV[4], '\255RT1' .. epoch .. ' ' .. decimal(id) .. ' ' .. previous .. '\n' .. ARGV[5])
-return {epoch, decimal(id)}
+return append(epoch, id, log, ARGV[4], ARGV[5], token, ARGV[7], tonumber(ARGV[8]))
