@@ -1,4 +1,4 @@
-"""A chat in rooms whose messages are handled in Django: it knows who speaks, and may answer."""
+"""A chat in rooms whose messages are handled in Django: it knows who speaks, may answer, and says who is there."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ MAX_LENGTH = 1000  # characters
 
 
 def room(request: HttpRequest, room: str) -> HttpResponse:
-    if not request.session.get("name"):
+    if not (name := request.session.get("name")):
         return redirect("chat")
-    return render(request, "room.html", {"room": room, "name": request.session["name"]})
+    try:
+        members = realtime.presence(f"room-{room}")
+    except realtime.BusUnavailable:
+        members = []  # the page says that it has no connection
+    return render(request, "room.html", {"room": room, "name": name, "members": members})
 
 
 class Room(realtime.WebSocketView):
     envelope = "json"
+    presence = "room-{room}"
+
+    def member(self) -> str | None:
+        return self.request.session.get("name")
 
     def connect(self) -> None:
-        if not self.request.session.get("name"):
+        if not self.member():
             raise PermissionDenied
         self.subscribe(self.channel)
-        self.say("has come")
 
     def receive(self, data: str | bytes) -> None:
         text = str(data).strip()[:MAX_LENGTH]
@@ -34,13 +41,7 @@ class Room(realtime.WebSocketView):
             self.state["rolls"] = self.state.get("rolls", 0) + 1
             self.send({"text": f"You roll a {random.randint(1, 6)}, roll number {self.state['rolls']}."})
         elif text:
-            self.say(text)
-
-    def disconnect(self, code: int) -> None:
-        self.say("has left")
-
-    def say(self, text: str) -> None:
-        realtime.publish(self.channel, {"name": self.request.session.get("name", "?"), "text": text})
+            realtime.publish(self.channel, {"name": self.member(), "text": text})
 
     @property
     def channel(self) -> str:
