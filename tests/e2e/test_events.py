@@ -15,9 +15,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from gunicorn_realtime.bus.client import Publisher
-from tests.clients import SSEClient, http_get
+from gunicorn_realtime.protocols.websocket import Opcode
+from tests import clients
+from tests.clients import SSEClient, http_get, request_head
 from tests.e2e.conftest import bus_of
-from tests.e2e.test_lifecycle import hang_up, kill_a_worker
+from tests.e2e.test_websocket import HANDSHAKE
+from tests.protocols.test_websocket import frame
 from tests.servers import GunicornServer
 from tests.waiting import wait_until
 
@@ -274,9 +277,21 @@ def test_messages_are_handled_one_at_a_time_and_in_order_by_whatever_worker(site
     assert all(numbers == list(range(50)) for numbers in by_room.values())
 
 
-@pytest.mark.parametrize("disturb", [kill_a_worker, hang_up])
+def kill_a_worker(server: GunicornServer) -> None:
+    victim, *others = server.worker_pids()
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: {*others} < {*server.worker_pids()} - {victim}, what="another worker")
+
+
+def replace_workers(server: GunicornServer) -> None:
+    before = set(server.worker_pids())
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: len(server.worker_pids()) == len(before) and not before & {*server.worker_pids()})
+
+
+@pytest.mark.parametrize("disturb", [kill_a_worker, replace_workers])
 def test_nothing_is_handled_twice_or_out_of_order_when_workers_go(site, join, disturb):
-    running = site("-w", "2")
+    running = site("-w", "4")
     clients = {f"room{number}": join(running, f"room{number}") for number in range(12)}
     stop = threading.Event()
     sent = dict.fromkeys(clients, 0)
@@ -365,23 +380,29 @@ def test_events_run_while_all_threads_for_pages_are_busy_and_pages_while_events_
     assert client.recv(TIMEOUT) == "behind"
 
 
-def test_idle_connections_hold_no_database_connection(site, join):
-    running = site()
-    clients = [join(running) for _ in range(50)]
-    for client in clients:
-        assert ask(client, "query") == "queried"
+def test_thousand_idle_connections_hold_no_database_connection(site):
+    running = site("-w", "2")
+    with ExitStack() as stack:
+        for _ in range(1000):
+            sock = stack.enter_context(clients.connect(running.server.port, TIMEOUT))
+            sock.sendall(request_head("/ws/lobby/", HANDSHAKE) + frame(Opcode.TEXT, b"query"))
+            data = b""
+            while not data.endswith(b"queried"):
+                data += sock.recv(4096)
 
-    def open_databases() -> list[str]:
-        links = []
-        for pid in running.server.worker_pids():
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                try:
-                    links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-                except FileNotFoundError:
-                    pass
-        return [link for link in links if link == running.server.env["DATABASE"]]
+        wait_until(lambda: not open_databases(running.server), what="the database to be closed")
 
-    wait_until(lambda: not open_databases(), what="the database to be closed")
+
+def open_databases(server: GunicornServer) -> list[str]:
+    """Return where workers have the site's database open."""
+    links = []
+    for pid in server.worker_pids():
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+            except FileNotFoundError:
+                pass
+    return [link for link in links if link == server.env["DATABASE"]]
 
 
 # The end.
@@ -410,7 +431,7 @@ def test_disconnect_is_called_when_gunicorn_stops(site, join):
 def test_reload_disturbs_nobody(site, join):
     running = site("-w", "2")
     clients = [join(running) for _ in range(5)]
-    hang_up(running.server)
+    replace_workers(running.server)
 
     assert [ask(client, "echo hello") for client in clients] == ["hello"] * 5
     assert running.notes("disconnect") == []
