@@ -39,7 +39,9 @@ def main() -> int:
     )
     signal.signal(signal.SIGTERM, lambda signum, frame: hub.stop())
     gc.freeze()  # what is here now stays: no collection need look at it again
-    logging.getLogger(__name__).info("Hub %d holds up to %d connections", options["index"], hub.capacity)
+    logging.getLogger(__name__).info(
+        "Hub %d holds up to %d connections", options["index"], hub.limits.capacity
+    )
     hub.run()
     if _arbiter_is_gone(fds["lifeline"]):
         shutil.rmtree(options["directory"], ignore_errors=True)

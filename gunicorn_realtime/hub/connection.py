@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..bus.client import Page
     from ..bus.message import Message
     from ..plumbing.handover import Handover
+    from .audience import Audience
     from .events import Dialogue
-    from .fanout import Audience
     from .feed import Feed
     from .process import Hub
 

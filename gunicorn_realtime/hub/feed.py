@@ -10,7 +10,7 @@ from ..bus.channel import Channel, SlowClient
 from ..bus.message import Message
 
 if TYPE_CHECKING:
-    from .fanout import Audience
+    from .audience import Audience
 
 # A message and its key. Keys rise with the order of arrival, over all feeds of a bus, and with the
 # ids of messages that have one. A position is the key of the last message that somebody has.

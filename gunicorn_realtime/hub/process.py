@@ -6,10 +6,9 @@ import json
 import logging
 import math
 import os
-import resource
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
@@ -32,11 +31,13 @@ from ..plumbing.offload import Offload
 from ..protocols.websocket_close import CloseCode
 from ..refusal import refusal
 from ..settings import Settings
+from .audience import Audience
 from .connection import READ, Connection, left
 from .events import Dialogue, EventCalls
-from .fanout import Audience, Fanout
+from .fanout import Fanout
 from .feed import OVERHEAD, Feed
 from .following import Following
+from .limits import Limits, counted_address
 from .replay import Replay
 from .subscriptions import Subscriptions
 
@@ -56,12 +57,6 @@ LINGER = 30.0  # seconds
 
 # How long a client may take to close its side of a connection that we end.
 CLOSE_TIMEOUT = 2.0  # seconds
-
-# Descriptors that are not clients': the bus, logs, the local bus's clients, those in flight.
-SPARE_DESCRIPTORS = 256
-
-# What macOS grants when it says that there is no limit.
-MACOS_OPEN_MAX = 10240
 
 
 class Hub:
@@ -88,10 +83,8 @@ class Hub:
         self.calls.line.setblocking(False)
         self.hand_watcher = self.loop.io(self.hand.fileno(), READ)
         self.lifeline = lifeline
-        self.capacity = _capacity(settings)
+        self.limits = Limits(settings)
         self.connections: dict[int, Connection] = {}
-        self.per_address: Counter[str] = Counter()
-        self.per_user: Counter[str] = Counter()
         self.opening: dict[Connection, float] = {}  # until when they wait for the bus
         # For the bus to confirm a feed.
         self.waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(dict)
@@ -174,7 +167,7 @@ class Hub:
     def take(self, fd: int, engine: Engine, handover: Handover) -> None:
         """Make a connection of a client's socket, or refuse it."""
         os.set_blocking(fd, False)
-        address = _address(handover)
+        address = counted_address(handover)
         reason = self._reason_to_refuse(address, handover.offload)
         if reason:
             logger.warning("A connection from %s was refused: %s", address or "a proxy", reason)
@@ -186,9 +179,7 @@ class Hub:
         connection = Connection(self, fd, self.audience_of(engine, feeds, following), address, handover)
         self.connections[fd] = connection
         connection.audience.enter()
-        if address:
-            self.per_address[address] += 1
-        self.per_user.update(_users(connection.labels))
+        self.limits.count_in(address, connection.labels)
         if handover.offload.expires is not None:
             self.expiring[connection] = handover.offload.expires
         if handover.offload.events is not None:
@@ -206,17 +197,9 @@ class Hub:
     def _reason_to_refuse(self, address: str, offload: Offload) -> str | None:
         if self.is_stopping:
             return "the hub is stopping"
-        if len(self.connections) >= self.capacity:
-            return f"the hub holds {self.capacity} connections, as many as it may"
-        limit = self.settings.connections_per_address
-        if address and limit and self.per_address[address] >= limit:
-            return f"the address has {limit} connections, as many as it may"
-        limit = self.settings.connections_per_user
-        if limit and any(self.per_user[label] >= limit for label in _users(offload.labels)):
-            return f"its user has {limit} connections, as many as each may"
         if offload.events is not None and self.calls.is_full:
             return f"{self.calls.size} bytes of clients' messages wait for the application"
-        return None
+        return self.limits.reason_to_refuse(address, offload.labels)
 
     def _open(self, connection: Connection, knows_clock: bool = False) -> None:
         """Its channels are followed: from here on it gets what is published, after what it has missed."""
@@ -445,10 +428,7 @@ class Hub:
         self.deserted.add(audience)
         del self.connections[connection.fd]
         self._wait_no_longer(connection)
-        if connection.address:
-            _count_out(self.per_address, connection.address)
-        for user in _users(connection.labels):
-            _count_out(self.per_user, user)
+        self.limits.count_out(connection.address, connection.labels)
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
         audience.following.presences.leave(connection)
@@ -600,21 +580,6 @@ class Hub:
             self.close(connection, "the hub stopped")
 
 
-def _capacity(settings: Settings) -> int:
-    """Raise the open-file limit as far as we may; return how many clients fit below it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MACOS_OPEN_MAX if hard == resource.RLIM_INFINITY else hard
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    possible = max(1, soft - SPARE_DESCRIPTORS)
-    if not settings.connections:
-        return possible
-    if settings.connections > possible:
-        logger.warning("The open-file limit %d leaves room for %d connections", soft, possible)
-    return min(settings.connections, possible)
-
-
 def _period(engine: Engine) -> int:
     """Return the seconds between two visits to one of its connections."""
     return 1 if engine.timeout is not None or engine.heartbeat is None else max(1, round(engine.heartbeat))
@@ -623,21 +588,6 @@ def _period(engine: Engine) -> int:
 def _kind_of(effect: Effect) -> type[Effect]:
     """Return what effects have in common that are done in one step."""
     return Subscribe if isinstance(effect, Unsubscribe) else type(effect)
-
-
-def _address(handover: Handover) -> str:
-    """Return the address that the client's limit is counted by; empty if it is a proxy."""
-    return str(handover.client[0]) if handover.counted and isinstance(handover.client, tuple) else ""
-
-
-def _users(labels: Iterable[str]) -> list[str]:
-    return [label for label in labels if label.startswith("user:")]
-
-
-def _count_out(counter: Counter[str], name: str) -> None:
-    counter[name] -= 1
-    if not counter[name]:
-        del counter[name]
 
 
 def _refuse(fd: int, handover: Handover) -> None:

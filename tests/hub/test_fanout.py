@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.bus.message import Message
+from gunicorn_realtime.hub import audience as audience_module
 from gunicorn_realtime.hub import fanout
-from gunicorn_realtime.hub.fanout import MAX_WRITE_SIZE, Fanout
+from gunicorn_realtime.hub.audience import MAX_WRITE_SIZE
+from gunicorn_realtime.hub.fanout import Fanout
 from gunicorn_realtime.hub.feed import OVERHEAD, Feed
 from gunicorn_realtime.hub.process import LINGER
 from tests.hub.conftest import LineEngine, handover
@@ -149,7 +151,8 @@ def test_places_that_went_between_two_broadcasts_double_nothing(hub, make_client
 def endless(patch, *, deliveries: int = 1) -> None:
     """Let time be up after so many deliveries."""
     patch.setattr(fanout, "SLICE", -1.0)
-    patch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", deliveries)
+    for module in (audience_module, fanout):
+        patch.setattr(module, "DELIVERIES_BETWEEN_CLOCKS", deliveries)
 
 
 def test_audience_that_is_never_done_does_not_keep_the_others_waiting(hub, make_client, monkeypatch):
@@ -242,7 +245,7 @@ def test_what_a_lagging_client_lacks_is_kept_and_forgotten_when_it_has_it(hub, m
 
 def test_channel_stays_followed_when_those_go_who_sat_with_its_former_listeners(hub, make_client):
     engine = LineEngine()
-    *few, last = [hub.give(make_client(), handover("a", "b"), engine) for _ in range(fanout.FEW + 1)]
+    *few, last = [hub.give(make_client(), handover("a", "b"), engine) for _ in range(audience_module.FEW + 1)]
     for connection in few:
         hub.close(connection, "")
     hub._tick(1, 0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gunicorn_realtime.bus.channel import Channel
+from gunicorn_realtime.hub import audience as audience_module
 from gunicorn_realtime.hub import fanout
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.plumbing.events import Subscribe, Unsubscribe
@@ -54,9 +55,10 @@ class FanoutMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         # Time is up after every few deliveries, so that everything happens in the middle of a broadcast.
         self.patch.setattr(fanout, "SLICE", -1.0)
-        self.patch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", places)
-        self.patch.setattr(fanout, "MAX_WRITE_SIZE", 6000)
-        self.patch.setattr(fanout, "FEW", few)
+        for module in (audience_module, fanout):
+            self.patch.setattr(module, "DELIVERIES_BETWEEN_CLOCKS", places)
+        self.patch.setattr(audience_module, "MAX_WRITE_SIZE", 6000)
+        self.patch.setattr(audience_module, "FEW", few)
         self.lines = Lines(1, os.getuid(), os.getgid())
         limits = Settings(feed_size=FEED_SIZE, message_size=10_000, write_timeout=1e9)
         self.hub = HubUnderTest(limits, self.lines)

@@ -11,6 +11,7 @@ import pytest
 
 from gunicorn_realtime.bus.address import BusAddress
 from gunicorn_realtime.engines import poll
+from gunicorn_realtime.hub import audience as audience_module
 from gunicorn_realtime.hub import fanout
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.hub.process import CONFIRM_TIMEOUT, LINGER
@@ -38,7 +39,7 @@ def assert_matches(pattern: bytes, data: bytes) -> None:
 def assert_forgotten(hub, connection: Connection) -> None:
     assert connection.fd == -1
     assert connection not in [*hub.connections.values(), *hub.opening, *hub.lagging]
-    assert not hub.per_address
+    assert not hub.limits.per_address
     assert not connection.audience.is_used
     assert not any(connection in waiting for waiting in hub.waiting.values())
     hub._tick(1, time.monotonic())
@@ -240,7 +241,8 @@ def test_client_that_lags_leaves(hub, client):
 def begin_broadcast(hub, monkeypatch, channel: str = "news") -> None:
     """Let a broadcast be under way that has not reached everybody."""
     monkeypatch.setattr(fanout, "SLICE", -1.0)
-    monkeypatch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", 1)
+    for module in (audience_module, fanout):
+        monkeypatch.setattr(module, "DELIVERIES_BETWEEN_CLOCKS", 1)
     hub.bus.publish(channel, b"first")
     hub.turn()
     assert hub.bus.fanout.queue
@@ -615,7 +617,7 @@ def test_stopping_hub_says_goodbye_to_everybody_and_takes_nobody(hub, make_clien
     assert_matches(SSE_REFUSAL, refused.read())
     assert all(client.is_at_end for client in (kept_up, polling, opening, refused))
     assert not hub.connections
-    assert not hub.per_address
+    assert not hub.limits.per_address
 
 
 def test_stopping_hub_waits_for_those_who_lag(hub, client):

@@ -37,6 +37,7 @@ from gunicorn_realtime.bus.history import History, LogRead, make_epoch
 from gunicorn_realtime.bus.message import MAGIC, Message, Stamp, decode_body, encode_body, parse_cursor
 from gunicorn_realtime.engines.base import Engine
 from gunicorn_realtime.errors import BusUnavailable
+from gunicorn_realtime.hub import audience as audience_module
 from gunicorn_realtime.hub import fanout, following, histories
 from gunicorn_realtime.hub.connection import Connection
 from gunicorn_realtime.hub.following import Following
@@ -714,8 +715,9 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         # Everything happens at once, and in the middle of everything else.
         patch.setattr(fanout, "SLICE", -1.0)
-        patch.setattr(fanout, "DELIVERIES_BETWEEN_CLOCKS", 1)
-        patch.setattr(fanout, "MAX_WRITE_SIZE", 4000)
+        for module in (audience_module, fanout):
+            patch.setattr(module, "DELIVERIES_BETWEEN_CLOCKS", 1)
+        patch.setattr(audience_module, "MAX_WRITE_SIZE", 4000)
         patch.setattr(following, "RECONNECT", (A_TURN, A_TURN))
         patch.setattr(following, "MAX_RECONNECT", A_TURN)
         patch.setattr(following, "TICK_INTERVAL", 1e9)  # when the story says so
