@@ -95,8 +95,6 @@ class Dialogue:
         self._call_next()
         if self.is_full and self.connection is not None:
             self.connection.stop_reading()
-            if self.calls.is_full:
-                self.calls.held.add(self)
 
     def close(self) -> None:
         """The connection is gone."""
@@ -128,7 +126,11 @@ class Dialogue:
     def go_on_reading(self) -> None:
         """Read the client again, if it is not read because of us and there is room."""
         connection = self.connection
-        if connection is not None and not self.is_full and not connection.is_read:
+        if connection is None or connection.is_read:
+            return
+        if self.calls.is_full:
+            self.calls.held.add(self)
+        elif not self.is_full:
             connection.read_on()
 
     @property
