@@ -80,6 +80,8 @@ class EventsMachine(RuleBasedStateMachine):
         self.hub.take(client.give_to_hub(), self.hub._engine(opening), opening)
         if client.read().startswith(b"HTTP/1.1 101"):
             self.speakers.append(Speaker(number, client))
+        else:
+            client.close()
 
     @rule(index=st.integers(0, 20), count=st.integers(1, 5))
     def speak(self, index: int, count: int) -> None:
