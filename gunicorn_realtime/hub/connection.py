@@ -138,9 +138,12 @@ class Connection:
 
     def send_reset(self, feeds: list[Feed], reason: str, cursor: str | None = None) -> None:
         """Say that messages of these feeds are missing for good."""
+        self.send(self.reset_notice(feeds, reason, cursor))
+
+    def reset_notice(self, feeds: list[Feed], reason: str, cursor: str | None = None) -> bytes:
         prefix = self.audience.following.address.prefix
         names = [feed.channel.removeprefix(prefix) for feed in feeds]
-        self.send(self.audience.engine.reset(names, reason, cursor))
+        return self.audience.engine.reset(names, reason, cursor)
 
     def send_page(self, page: Page, bound: int) -> None:
         """Send messages that were read from the bus, in the order of their ids, up to one."""

@@ -61,7 +61,8 @@ class Subscriptions:
         for connection in list(self._waiting.get(feed, ())):
             cursor = self._wanted[connection][feed]
             self._move(connection, (*connection.audience.feeds, feed), {feed: cursor})
-            self._wait_no_longer(connection, feed)
+            if connection.fd >= 0:  # else it was found to be gone, and is forgotten already
+                self._wait_no_longer(connection, feed)
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
@@ -124,10 +125,10 @@ class Subscriptions:
         epoch, id_ = parse_cursor(cursor) or (None, 0)
         position = following.fanout.behind(id_)
         if epoch != following.epoch:
-            connection.answer(self._reset(connection, feed, "unknown"))
+            connection.answer(connection.reset_notice([feed], "unknown"))
             return
         if feed.floor > position:
-            connection.answer(self._reset(connection, feed, "expired"))
+            connection.answer(connection.reset_notice([feed], "expired"))
         missed = reversed(feed.missed(position, following.fanout.key))
         self._send(connection, [message for _, message in missed if message.stamp])
 
@@ -135,7 +136,3 @@ class Subscriptions:
         connection.messages += len(messages)
         encode = connection.audience.engine.encode
         connection.answer(b"".join(encode(message.without_id()) for message in messages))
-
-    def _reset(self, connection: Connection, feed: Feed, reason: str) -> bytes:
-        name = feed.channel.removeprefix(connection.audience.following.address.prefix)
-        return connection.audience.engine.reset([name], reason)

@@ -625,3 +625,18 @@ def test_current_value_comes_with_its_channel(hub, join):
     hub.apply(peer.connection, [Subscribe(keep(hub, "price", SlowClient.LATEST))])
 
     assert texts(peer) == ["3"]
+
+
+def test_client_that_is_gone_when_the_bus_confirms_its_channel_takes_nothing_from_the_others(hub, join):
+    gone, other = join(envelope="json"), join()
+    hub.bus.is_in_reach = False
+    for peer in (gone, other):
+        # It is told of a cursor that means nothing here, and so found to be gone.
+        hub.apply(peer.connection, [Subscribe(Channel("b", 10, 300.0), "unknown-1")])
+    gone.connection.stop_reading()
+    gone.client.close()
+
+    hub.bus.confirm()
+
+    assert gone.connection.fd < 0
+    assert followed(other) == ["b"]
