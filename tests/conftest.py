@@ -1,4 +1,4 @@
-"""Fixtures for tests with real servers and a real browser; see `servers.py` and `clients.py`."""
+"""Fixtures for tests with real servers and a real browser; see `servers.py`, `clients.py` and `socketio/client.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.servers import GunicornServer, RedisServer
+from tests.socketio.client import Node, install_packages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -60,6 +61,19 @@ def gunicorn(tmp_path: Path) -> Iterator[StartGunicorn]:
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def socketio_packages() -> None:
+    """The official Socket.IO clients, from npm."""
+    install_packages()
+
+
+@pytest.fixture
+def node(socketio_packages: None) -> Iterator[Node]:
+    """A process for JavaScript clients; the test fails if one of their callbacks does."""
+    with Node() as node:
+        yield node
 
 
 @pytest.fixture(scope="session")
