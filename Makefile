@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## the demo site on PORT (8000), with no Redis
 	@scripts/demo $(VENV) $(PORT)
@@ -28,12 +28,16 @@ autobahn: $(VENV)/.installed-dev ## WebSocket's conformance, 517 cases in 20 min
 	@scripts/debian-packages
 	@scripts/autobahn $(VENV) $(CASES)
 
+socketio-suites: $(VENV)/.installed-dev ## Engine.IO's and Socket.IO's conformance; SUITES=dir, their checkout
+	@scripts/debian-packages
+	@scripts/socketio-suites $(VENV) "$(SUITES)" $(APP)
+
 bench: ## the hub beside its peers in one table; ARGS="bars" and more: ARGS=--help
 	@scripts/bench .venv-bench "$(PYTHON)" $(ARGS)
 
 clean: ## remove everything that make has made
 	$(MAKE) -C bench clean
-	rm -rf .venv .venv-* bench/peers/node_modules build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* bench/peers/node_modules tests/socketio/node_modules build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -44,4 +48,4 @@ $(VENV)/.installed-dev: pyproject.toml
 	@scripts/make-venv $(VENV) "$(PYTHON)" -e '.[test,lint]'
 	@touch $(VENV)/.installed $@
 
-.PHONY: help demo test lint format autobahn bench clean
+.PHONY: help demo test lint format autobahn socketio-suites bench clean
