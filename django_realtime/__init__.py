@@ -12,10 +12,15 @@ from gunicorn_realtime.errors import (
 )
 
 from .clock import cursor
+from .emitting import aemit, emit
+from .engineio_view import EngineIOView
 from .identity import disconnect
 from .members import presence
 from .publishing import MessageId, apublish, publish, publish_many
 from .receivers import ReceivedMessage, receiver
+from .socketio import engineio, socketio
+from .socketio_endpoint import ConnectionRefused
+from .socketio_view import SocketIOView
 from .views import sse, websocket
 from .websocket_view import WebSocketView
 
@@ -23,20 +28,27 @@ __version__ = "0.1.0"
 __all__ = [
     "BusUnavailable",
     "ChannelNameError",
+    "ConnectionRefused",
+    "EngineIOView",
     "MessageId",
     "OffloadRefused",
     "ProtocolError",
     "RealtimeError",
     "ReceivedMessage",
+    "SocketIOView",
     "TooLarge",
     "WebSocketView",
+    "aemit",
     "apublish",
     "cursor",
     "disconnect",
+    "emit",
+    "engineio",
     "presence",
     "publish",
     "publish_many",
     "receiver",
+    "socketio",
     "sse",
     "websocket",
 ]

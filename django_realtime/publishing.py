@@ -77,8 +77,12 @@ def publish_many(
     Returns:
         What `publish` returns, for each message.
     """
+    return send([_encode(*message) for message in messages], using=using, immediately=immediately)
+
+
+def send(outgoing: list[Outgoing], *, using: str | None, immediately: bool) -> list[MessageId | None]:
+    """Publish what is encoded already, now or after the commit."""
     bus = conf.bus
-    outgoing = [_encode(*message) for message in messages]
     connection = transaction.get_connection(using)
     if connection.in_atomic_block and not immediately:
         _send_after_commit(connection, bus, outgoing)
@@ -119,7 +123,7 @@ setting_changed.connect(_close_publishers)
 
 def _encode(channel: str, data: Any, event: str | None = None) -> Outgoing:
     if event is not None:
-        _check_event(event)
+        check_event(event)
     encoded = to_bytes(data)
     if len(encoded) > conf.max_message_size:
         raise TooLarge(f"a message of {len(encoded)} bytes, and REALTIME allows {conf.max_message_size}")
@@ -127,7 +131,7 @@ def _encode(channel: str, data: Any, event: str | None = None) -> Outgoing:
     return Outgoing(conf.channel(channel), encoded, event, is_binary)
 
 
-def _check_event(event: str) -> None:
+def check_event(event: str) -> None:
     if "\n" in event or "\r" in event:
         raise ValueError(f"an event's name must be one line: {event!r}")
     if len(event.encode()) > MAX_EVENT_SIZE:

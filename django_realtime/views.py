@@ -113,7 +113,7 @@ def sse(
         return OffloadResponse(request, offload, headers=head)
 
     # Without csrf_exempt a POST would be answered 403, not 405.
-    return csrf_exempt(require_safe(_named(view, "sse", "Server-sent events", channels)))
+    return csrf_exempt(require_safe(named(view, "sse", "Server-sent events", channels)))
 
 
 def websocket(
@@ -158,7 +158,7 @@ def websocket(
         TypeError: There is a `member`, and no `presence`.
         ValueError: A template can't be.
     """
-    followed_of, published_of = _names_of(subscribe), _names_of(publish)
+    followed_of, published_of = names_function_of(subscribe), names_function_of(publish)
     prefix_of, suffix_of = text_function(prefix), text_function(suffix)
     presence_of = presence_function(presence, member)
     # Of one name without a list around it, each letter would count, and "*" among them.
@@ -190,10 +190,10 @@ def websocket(
         )
 
     channels = [subscribe] if isinstance(subscribe, str) or callable(subscribe) else list(subscribe)
-    return csrf_exempt(require_GET(_named(view, "websocket", "WebSocket", channels)))
+    return csrf_exempt(require_GET(named(view, "websocket", "WebSocket", channels)))
 
 
-def _named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFunction]) -> View:
+def named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFunction]) -> View:
     """Give a view what Django's messages and `admindocs` say of it."""
     named = ", ".join(map(label, channels))
     view.__name__ = view.__qualname__ = f"{name}({named})"
@@ -201,7 +201,7 @@ def _named(view: View, name: str, kind: str, channels: Iterable[str | ChannelsFu
     return view
 
 
-def _names_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunction:
+def names_function_of(channels: str | Iterable[str] | ChannelsFunction) -> ChannelsFunction:
     if isinstance(channels, str) or callable(channels):
         return names_function((channels,))
     names = tuple(channels)

@@ -5,11 +5,14 @@ Everything else about a connection is data that comes with its handover.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 PREFIX = "GUNICORN_REALTIME_"
+
+WORD = re.compile(r"[0-9A-Za-z_-]{0,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class Settings:
         head_timeout: Seconds a client may take to send a request's head.
         write_timeout: Seconds a client may accept nothing while there is something to send.
         event_threads: Threads of each worker that handle what clients send, beside those for pages.
+        machine: What ids of Socket.IO's sessions begin with, by which a proxy finds their machine: letters, digits,
+            "_" and "-". If empty, a part of the
+            hash of the host's name.
         presence_lifetime: Seconds after which members have left whose hub has died.
         presence_linger: Seconds after a member's last connection in which it may come back unnoticed.
     """
@@ -42,6 +48,7 @@ class Settings:
     head_timeout: float = 10.0
     write_timeout: float = 60.0
     event_threads: int = 2
+    machine: str = ""
     presence_lifetime: float = 30.0
     # A browser comes back to a stream after 5 s at most, as REALTIME["RETRY"] has it, and a moment.
     presence_linger: float = 8.0
@@ -60,8 +67,16 @@ class Settings:
         given: dict[str, Any] = {}
         for name, field in known.items():
             if name in environ:
-                given[field.name] = _number(name, environ[name], type(field.default))
+                given[field.name] = _read(name, environ[name], type(field.default))
         return cls(**given)
+
+
+def _read(name: str, text: str, kind: type) -> Any:
+    if kind is not str:
+        return _number(name, text, kind)
+    if not WORD.fullmatch(text):
+        raise ValueError(f"{name}={text!r} must be up to 40 letters, digits, '_' and '-'")
+    return text
 
 
 def _number(name: str, text: str, kind: type) -> float:

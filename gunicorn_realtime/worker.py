@@ -40,6 +40,7 @@ from .plumbing.frames import Frame
 from .plumbing.handover import HandBack, Handover
 from .plumbing.lines import receive
 from .plumbing.offload import ENVIRON_KEY, Offload
+from .plumbing.sessions import direct_session, hub_of, serve_session
 from .polled import HEAD_END, STOP_LINGER, Closing, Conn, Heads
 from .pool import Pool
 from .refusal import Refusal, refusal
@@ -312,6 +313,8 @@ class Worker(ThreadWorker):
         response = start_response.__self__
         received = dict(environ)  # as we made it: whatever the application does to its own
         environ[ENVIRON_KEY] = partial(self._offload, self.current.conn, response, received)
+        if direct_session(environ) is not None:
+            return serve_session(environ, start_response)
         return application(environ, start_response)
 
     def _offload(
@@ -330,14 +333,17 @@ class Worker(ThreadWorker):
             conn.client,
             conn.server,
             counted=not self._is_proxy(conn.client),
-            keep_alive=not (response.should_close() or _declares_body(response.req)),
+            keep_alive=not response.should_close()
+            # The hub reads the body only where that is a session's.
+            and (offload.session is not None or not _declares_body(response.req)),
             head=_encode_head(response),
             rest=_take_bytes(conn),
             environ=encode_environ(environ) if offload.events is not None else "",
         )
         _prepare_socket(conn.sock, self.settings.write_timeout)
         try:
-            self.lines.send(handover.frame(), [conn.sock.fileno()])
+            hub = None if offload.session is None else hub_of(offload.session)
+            self.lines.send(handover.frame(), [conn.sock.fileno()], hub)
         except (OffloadRefused, TooLarge) as exc:
             self.log.warning("A connection was refused: %s", exc)
             _unreader(conn).unread(handover.rest)

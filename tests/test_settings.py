@@ -15,12 +15,18 @@ def test_nothing_needs_to_be_set():
 def test_each_setting_is_a_variable_with_its_name(name):
     settings = Settings.from_environ({PREFIX + name.upper(): "7"})
 
-    assert getattr(settings, name) == 7
+    assert str(getattr(settings, name)) in ("7", "7.0")
     assert type(getattr(settings, name)) is type(getattr(Settings(), name))
 
 
 def test_durations_may_be_fractions():
     assert Settings.from_environ({"GUNICORN_REALTIME_HEAD_TIMEOUT": "0.5"}).head_timeout == 0.5
+
+
+@pytest.mark.parametrize("machine", ["a.b", "a b", "é", "x" * 41])
+def test_machine_is_a_short_word(machine):
+    with pytest.raises(ValueError, match="must be up to 40 letters, digits, '_' and '-'"):
+        Settings.from_environ({"GUNICORN_REALTIME_MACHINE": machine})
 
 
 @pytest.mark.parametrize("name", ["CONNECTIONS", "CONNECTIONS_PER_ADDRESS", "CONNECTIONS_PER_USER"])

@@ -7,7 +7,8 @@ greenlets in a hub.
 from __future__ import annotations
 
 from .connecting import TIMEOUT, connection_options
-from .publisher import Clock, Log, Outgoing, Page, Publisher, Snapshot
+from .message import Outgoing
+from .publisher import Clock, Log, Page, Publisher, Snapshot
 from .subscription import Pong, Received, Reply, Subscribed, Subscription, Unsubscribed
 
 __all__ = [

@@ -17,9 +17,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
 
 from ..errors import ProtocolError
+from .channel import Channel
 
 MAGIC = b"\xffRT1"
 
@@ -43,6 +46,44 @@ class Stamp:
         return f"{self.epoch}-{self.id}"
 
 
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What a Socket.IO event has beyond its name: its data are the JSON of its arguments, then its attachments.
+
+    Args:
+        sizes: Bytes of the JSON and of each attachment.
+        skip: Sockets that do not get it, by their ids.
+        skip_channels: Nor does who follows one of these channels, named as on the bus.
+        is_volatile: Who lags need not get it.
+    """
+
+    sizes: tuple[int, ...]
+    skip: tuple[str, ...] = ()
+    skip_channels: tuple[str, ...] = ()
+    is_volatile: bool = False
+
+    @property
+    def is_selective(self) -> bool:
+        return bool(self.skip or self.skip_channels)
+
+    def split(self, data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+        """Return the JSON and the attachments."""
+        ends = [0, *accumulate(self.sizes)]
+        arguments, *attachments = (data[start:end] for start, end in pairwise(ends))
+        return arguments, tuple(attachments)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish."""
+
+    channel: Channel
+    data: bytes
+    event: str | None = None
+    is_binary: bool = False
+    emission: Emission | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Message:
     """One message of one channel, as a hub holds it.
@@ -54,6 +95,7 @@ class Message:
         stamp: Its place in the channel's history, if that is kept.
         reset: Stands in a feed for what is missing there, and says why; none ever comes from the bus.
         is_binary: It is bytes, not text, for engines that tell the two apart.
+        emission: It is a Socket.IO event.
     """
 
     channel: str
@@ -62,6 +104,7 @@ class Message:
     stamp: Stamp | None = None
     reset: str | None = None
     is_binary: bool = False
+    emission: Emission | None = None
     _encodings: dict[object, bytes] | None = field(default=None, repr=False)
 
     @property
@@ -71,7 +114,7 @@ class Message:
 
     def without_id(self) -> Message:
         """Return the same message as one that moves no cursor."""
-        return Message(self.channel, self.data, self.event, is_binary=self.is_binary)
+        return Message(self.channel, self.data, self.event, is_binary=self.is_binary, emission=self.emission)
 
     def encoded(self, encoding: object, encode: Callable[[Message], bytes]) -> bytes:
         """Return `encode(self)`, made once for each `encoding`."""
@@ -89,17 +132,23 @@ def parse_cursor(cursor: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def encode(data: bytes, event: str | None = None, *, is_binary: bool = False) -> bytes:
+def encode(
+    data: bytes, event: str | None = None, *, is_binary: bool = False, emission: Emission | None = None
+) -> bytes:
     """Return what a publisher sends: the data as it is if that says it all, else an envelope."""
-    if event is None and not is_binary and _is_utf8(data):
+    if event is None and not is_binary and emission is None and _is_utf8(data):
         return data
-    return MAGIC + b"\n" + encode_body(data, event, is_binary=is_binary)
+    return MAGIC + b"\n" + encode_body(data, event, is_binary=is_binary, emission=emission)
 
 
-def encode_body(data: bytes, event: str | None = None, *, is_binary: bool = False) -> bytes:
+def encode_body(
+    data: bytes, event: str | None = None, *, is_binary: bool = False, emission: Emission | None = None
+) -> bytes:
     """Return what follows the stamp in an envelope; the bus puts the stamp before it."""
     header: dict[str, object] = {} if event is None else {"event": event}
-    if is_binary or not _is_utf8(data):
+    if emission is not None:
+        header["emission"] = astuple(emission)
+    elif is_binary or not _is_utf8(data):
         header["binary"] = True
     return b"%b\n%b" % (json.dumps(header).encode(), data)
 
@@ -131,7 +180,10 @@ def decode_body(channel: str, body: bytes, stamp: Stamp | None = None) -> Messag
     event = fields.get("event")
     if event is not None and not isinstance(event, str):
         raise ProtocolError("an envelope's event is not a string")
-    return Message(channel, data, event, stamp, is_binary=fields.get("binary") is True)
+    emission = None
+    if "emission" in fields:
+        emission = _read_emission(fields["emission"], len(data))
+    return Message(channel, data, event, stamp, is_binary=fields.get("binary") is True, emission=emission)
 
 
 def _read_header(header: bytes) -> dict[str, object]:
@@ -144,6 +196,17 @@ def _read_header(header: bytes) -> dict[str, object]:
     if not isinstance(fields, dict):
         raise ProtocolError("an envelope's header is not a JSON object")
     return fields
+
+
+def _read_emission(fields: Any, size: int) -> Emission:
+    match fields:
+        case [[*sizes], [*skip], [*skip_channels], bool(is_volatile)] if (
+            all(isinstance(part, int) and part >= 0 for part in sizes)
+            and sum(sizes) == size
+            and all(isinstance(name, str) for name in (*skip, *skip_channels))
+        ):
+            return Emission(tuple(sizes), tuple(skip), tuple(skip_channels), is_volatile)
+    raise ProtocolError("an envelope's emission does not fit its data")
 
 
 def _read_stamp(stamp: bytes) -> Stamp | None:

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from .connecting import (
     translated_errors,
 )
 from .history import make_epoch
-from .message import Message, Stamp, decode_body, encode, encode_body, parse_cursor
+from .message import Message, Outgoing, Stamp, decode_body, encode, encode_body, parse_cursor
 from .presence import Presence, decode_member, encode_member
 from .script import SCRIPTS, Call, Script, Word
 
@@ -37,16 +37,6 @@ RETRY_MARGIN = 1_000_000  # microseconds
 # A log in a script's reply: its floor, then id, previous id and body of each entry.
 LogReply = list[bytes]
 FIELDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish."""
-
-    channel: Channel
-    data: bytes
-    event: str | None = None
-    is_binary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,12 +342,10 @@ class Publisher:
         channel = message.channel
         name = encode_name(channel.name)
         if token is None:
-            return Call(
-                None, ["PUBLISH", name, encode(message.data, message.event, is_binary=message.is_binary)]
-            )
+            return Call(None, ["PUBLISH", name, _encode(encode, message)])
         arguments: list[Word] = [
             name,
-            encode_body(message.data, message.event, is_binary=message.is_binary),
+            _encode(encode_body, message),
             token,
             channel.history,
             _ttl_of(channel),
@@ -473,3 +461,7 @@ def _decode_log(clock: Clock, channel: str, reply: LogReply) -> Log:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _encode(encode: Callable[..., bytes], message: Outgoing) -> bytes:
+    return encode(message.data, message.event, is_binary=message.is_binary, emission=message.emission)

@@ -7,13 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProtocolError
+from ..plumbing.events import Event, EventKind, Outcome
 
 if TYPE_CHECKING:
     from ..bus.message import Message
     from ..hub.connection import Connection
+    from ..hub.process import Hub
+    from ..plumbing.events import Effect
     from ..plumbing.handover import Handover
 
-NAMES = ("poll", "sse", "websocket")
+NAMES = ("engineio", "poll", "socketio", "sse", "websocket")
 
 
 class Engine:
@@ -35,6 +38,10 @@ class Engine:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
+
+    def admit(self, hub: Hub, fd: int, handover: Handover) -> None:
+        """Let a client in, whom the hub has room for."""
+        hub.connect(fd, self, handover)
 
     def open(self, connection: Connection, handover: Handover, cursor: str | None) -> None:
         """Send what comes first: the head, at least, and where the client stands if that is known."""
@@ -71,6 +78,32 @@ class Engine:
     def finish(self, connection: Connection) -> None:
         """End a connection that has had its one message, or has waited for it long enough."""
         raise NotImplementedError
+
+    def may_follow(self, connection: Connection, channel: str) -> bool:
+        """Tell whether a connection can still be let follow a channel, named as on the bus."""
+        return True
+
+    def perform(self, connection: Connection, effect: Effect) -> None:
+        """Do what an application wants that only this engine knows."""
+        raise NotImplementedError
+
+    def closing_events(self, connection: Connection, code: int) -> list[Event]:
+        """Return what an application is told last of a connection."""
+        return [Event(EventKind.CLOSED, code=code)]
+
+    def handled(self, connection: Connection) -> None:
+        """The application has handled all that the client sent."""
+
+    def failed(
+        self, connection: Connection, event: Event, outcome: Outcome | None, code: int, reason: str
+    ) -> None:
+        """The application has not handled an event.
+
+        Args:
+            outcome: None if it did not answer.
+            code, reason: What that means for a connection; see `disconnect`.
+        """
+        self.disconnect(connection, code, reason)
 
     def received(self, connection: Connection, data: bytes) -> None:
         """Act on what the client sent."""

@@ -82,7 +82,7 @@ class WebSocket(Engine):
         conversation.prefix = particulars.get("prefix", "").encode()
         conversation.suffix = particulars.get("suffix", "").encode()
         connection.send(handover.head + b"Connection: Upgrade\r\n\r\n" + self._cursor(cursor))
-        connection.hub.apply(connection, decode_effects(particulars.get("effects", ())))
+        connection.hub.effects.apply(connection, decode_effects(particulars.get("effects", ())))
         early, conversation.early = handover.rest + conversation.early, b""
         if early and not connection.is_over:
             self._converse(connection, conversation, early)

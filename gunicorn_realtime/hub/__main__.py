@@ -36,6 +36,7 @@ def main() -> int:
         events=fds["events"],
         lifeline=fds["lifeline"],
         drain_timeout=options["drain_timeout"],
+        index=options["index"],
     )
     signal.signal(signal.SIGTERM, lambda signum, frame: hub.stop())
     gc.freeze()  # what is here now stays: no collection need look at it again

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+
+from gevent import monkey
 
 if TYPE_CHECKING:
     from gevent.event import Event
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from ..plumbing.handover import Handover
     from .audience import Audience
     from .events import Dialogue
-    from .feed import Feed
+    from .feed import Entry, Feed
     from .process import Hub
 
 READ, WRITE = 1, 2  # libev's EV_READ and EV_WRITE
@@ -24,6 +27,9 @@ READ_SIZE = 16 * 1024  # bytes
 
 # Answers that a client may ask for and not read.
 MAX_UNREAD_SIZE = 512 * 1024  # bytes
+
+# The loop is patched for everything but this: these sockets are read and written in callbacks.
+blocking_socket: Any = monkey.get_original("socket", "socket")
 
 NOTHING: Mapping[Any, int] = {}
 
@@ -73,6 +79,7 @@ class Connection:
         "reader",
         "received",
         "since",
+        "skipped",
     )
 
     def __init__(self, hub: Hub, fd: int, audience: Audience, address: str, opening: Handover) -> None:
@@ -90,6 +97,7 @@ class Connection:
         self.position = 0
         self.came = 0  # the newest key then: what is older and has no id is not for it
         self.since: dict[Feed, int] | None = None  # the newest key when it joined a feed while behind
+        self.skipped: set[int] | None = None  # keys of messages that are not for it
         self.index = -1  # in the audience's array
         self.places: list[int] | None = None  # or in the arrays of the audience's parts
         self.lag: Lag | None = None
@@ -196,7 +204,7 @@ class Connection:
         """Take the next messages from the feeds, or stop lagging if there are none."""
         if self.ending is not None:
             self._stop_lagging(lag)
-            self.hub.shut_down(self)
+            shut_down(self.fd)
             return
         if self.pager is not None:
             self._stop_lagging(lag)
@@ -254,16 +262,38 @@ class Connection:
     def _take_batch(self) -> bytes:
         """Return what is sent next, and move on behind it."""
         audience = self.audience
-        if self.position < self.came or self.since is not None:
-            entries = audience.missed(self.position, self.came, self.since or NOTHING)
-            data, position = audience.join_encoded(entries, self.position)
-        else:
+        is_usual = self.position >= self.came and self.since is None
+        if is_usual:
             entries = audience.after(self.position)
+        else:
+            entries = audience.missed(self.position, self.came, self.since or NOTHING)
+        if self.skipped is not None or (self.lag is not None and any(map(_is_volatile, entries))):
+            entries = self._without_skipped(entries)
+            is_usual = False
+        if is_usual:
             data, position = audience.batch(self.position)
+        else:
+            data, position = audience.join_encoded(entries, self.position)
         if data:
             self.messages += sum(key <= position for key, _ in entries)
             self.position = position
         return data
+
+    def skip(self, key: int) -> None:
+        """The message with this key is not for it."""
+        if self.skipped is None:
+            self.skipped = set()
+        self.skipped.add(key)
+
+    def _without_skipped(self, entries: list[Entry]) -> list[Entry]:
+        """Leave out what is not for it, and what it need not have while it lags; go past that where it is all."""
+        skipped, lags = self.skipped or (), self.lag is not None
+        kept = [entry for entry in entries if entry[0] not in skipped and not (lags and _is_volatile(entry))]
+        if entries and not kept:
+            self.position = entries[-1][0]
+        if self.skipped is not None:
+            self.skipped = {key for key in self.skipped if key > self.position} or None
+        return kept
 
     def _stop_lagging(self, lag: Lag) -> None:
         lag.watcher.stop()
@@ -315,6 +345,33 @@ class Connection:
             self.reader.start(self.on_readable)
             self.audience.engine.resumed(self)
 
+    def move_to(self, fd: int, unsent: bytes) -> int:
+        """Go on with another descriptor; return the old one, which the caller owns now.
+
+        Args:
+            unsent: What was sent by the old one, and has not come to the client.
+        """
+        self.audience.leave(self)
+        if self.lag is not None:
+            unsent += bytes(self.lag.data[self.lag.sent :])
+            self._stop_lagging(self.lag)
+        is_read = self.is_read
+        self.reader.stop()
+        self.reader.close()
+        old, self.fd = self.fd, fd
+        del self.hub.connections[old]
+        self.hub.connections[fd] = self
+        self.reader = self.hub.loop.io(fd, READ)
+        if is_read:
+            self.reader.start(self.on_readable)
+        try:
+            self.send(unsent)
+        except OSError as exc:
+            self.hub.close(self, left(exc))
+        if self.opening is None and self.pager is None:
+            self.catch_up()
+        return old
+
     def release(self) -> int:
         """Stop watching; return the descriptor, which the caller owns now."""
         self.reader.stop()
@@ -325,6 +382,22 @@ class Connection:
             self.pager.set()
         fd, self.fd = self.fd, -1
         return fd
+
+
+def _is_volatile(entry: Entry) -> bool:
+    emission = entry[1].emission
+    return emission is not None and emission.is_volatile
+
+
+def shut_down(fd: int) -> None:
+    """Tell a client that nothing more comes. Only we have its socket by now."""
+    sock = blocking_socket(fileno=fd)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # it is gone, as the reader will see
+    finally:
+        sock.detach()
 
 
 def left(exc: OSError) -> str:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
 from ..errors import ProtocolError, TooLarge
@@ -48,6 +49,15 @@ IS_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.
 RETRY_INTERVAL = 0.02  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event was not handled; `outcome` is None if there was no answer."""
+
+    outcome: Outcome | None
+    code: CloseCode
+    reason: str
+
+
 class Dialogue:
     """What one connection tells its application. It outlives the connection until the last is told.
 
@@ -63,6 +73,8 @@ class Dialogue:
         "code",
         "connection",
         "environ",
+        "following",
+        "hub",
         "is_called",
         "is_opened",
         "is_retried",
@@ -75,6 +87,8 @@ class Dialogue:
     def __init__(self, calls: EventCalls, connection: Connection, wanted: Events, environ: str) -> None:
         self.calls = calls
         self.connection: Connection | None = connection
+        self.hub = connection.hub
+        self.following = connection.audience.following
         self.wanted = wanted
         self.environ = environ
         self.state = wanted.state
@@ -96,12 +110,13 @@ class Dialogue:
         if self.is_full and self.connection is not None:
             self.connection.stop_reading()
 
-    def close(self) -> None:
-        """The connection is gone."""
+    def close(self, events: Iterable[Event]) -> None:
+        """The connection is gone; these events are told last."""
         self.connection = None
         self.calls.held.discard(self)
         if self.is_opened or EventKind.OPENED not in self.wanted.kinds:  # who hears of one hears of both
-            self.tell(Event(EventKind.CLOSED, code=self.code))
+            for event in events:
+                self.tell(event)
 
     def take(self, answer: Answer) -> None:
         """Do what the application wants after an event."""
@@ -111,9 +126,11 @@ class Dialogue:
             case Outcome.DONE:
                 self._finish(answer.effects)
             case Outcome.REFUSED:
-                self._finish(end=(CloseCode.POLICY_VIOLATION, "the application refused it"))
+                failure = Failure(answer.outcome, CloseCode.POLICY_VIOLATION, "the application refused it")
+                self._finish(failure=failure)
             case Outcome.FAILED:
-                self._finish(end=(CloseCode.INTERNAL_ERROR, "the application failed"))
+                failure = Failure(answer.outcome, CloseCode.INTERNAL_ERROR, "the application failed")
+                self._finish(failure=failure)
             case _:
                 assert_never(answer.outcome)
 
@@ -121,7 +138,7 @@ class Dialogue:
         """There is no answer."""
         address = "-" if self.connection is None else self.connection.address or "a proxy"
         logger.warning("An event call for a connection from %s failed: %s", address, reason)
-        self._finish(end=(CloseCode.INTERNAL_ERROR, reason))
+        self._finish(failure=Failure(None, CloseCode.INTERNAL_ERROR, reason))
 
     def go_on_reading(self) -> None:
         """Read the client again, if it is not read because of us and there is room."""
@@ -134,6 +151,11 @@ class Dialogue:
             connection.read_on()
 
     @property
+    def is_busy(self) -> bool:
+        """The application has not handled all that it is to be told."""
+        return bool(self.pending)
+
+    @property
     def is_full(self) -> bool:
         return len(self.pending) > MAX_PENDING or self.size > MAX_PENDING_SIZE or self.calls.is_full
 
@@ -142,15 +164,18 @@ class Dialogue:
             self.is_called = True
             self.calls.add(self)
 
-    def _finish(self, effects: Iterable[Effect] = (), end: tuple[CloseCode, str] | None = None) -> None:
+    def _finish(self, effects: Iterable[Effect] = (), failure: Failure | None = None) -> None:
         """The first event has been called for: do what follows from it, and go on with the next."""
         self.is_retried = False
-        self._count(-_cost(self.pending.popleft()))
+        event = self.pending.popleft()
+        self._count(-_cost(event))
         try:
-            if end is not None:
-                self._end(*end)
+            if failure is not None:
+                self._fail(event, failure)
             elif self.connection is not None:
-                self.connection.hub.apply(self.connection, effects)
+                self.connection.hub.effects.apply(self.connection, effects)
+            else:
+                self.hub.effects.publish(self.following, effects)
         except Exception:  # nobody else's events may be stuck because of it
             logger.exception("What an application wanted could not be done")
             self._end(CloseCode.INTERNAL_ERROR, "it could not be done")
@@ -158,14 +183,27 @@ class Dialogue:
             self.is_called = False
         self._call_next()
         self.go_on_reading()
+        if self.connection is not None and not self.is_busy:
+            self.connection.audience.engine.handled(self.connection)
+
+    def _fail(self, event: Event, failure: Failure) -> None:
+        """The application has not handled an event; its engine knows what that means."""
+        if self.connection is not None:
+            engine = self.connection.audience.engine
+            engine.failed(self.connection, event, failure.outcome, failure.code, failure.reason)
+        if self.connection is None or self.connection.is_over:
+            self._drop_pending()
 
     def _end(self, code: CloseCode, reason: str) -> None:
         """End the connection; what else it has sent is not told."""
+        self._drop_pending()
+        if self.connection is not None:
+            self.connection.audience.engine.disconnect(self.connection, code, reason)
+
+    def _drop_pending(self) -> None:
         self._count(-sum(map(_cost, self.pending)))
         self.pending = deque(event for event in self.pending if event.kind is EventKind.CLOSED)
         self._count(sum(map(_cost, self.pending)))
-        if self.connection is not None:
-            self.connection.audience.engine.disconnect(self.connection, code, reason)
 
     def _count(self, size: int) -> None:
         self.size += size

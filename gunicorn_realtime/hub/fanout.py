@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..bus.message import Message
+from ..bus.message import Emission, Message
 from .audience import DELIVERIES_BETWEEN_CLOCKS, Audience
 from .feed import Feed, cost
 
@@ -29,10 +29,16 @@ class Fanout:
 
     Args:
         feed_size: Bytes of messages that a feed keeps for those who lag.
+        connections: The hub's, of all buses.
+
+    Attributes:
+        sockets: Connections by the names by which a message may skip them.
     """
 
-    def __init__(self, feed_size: int) -> None:
+    def __init__(self, feed_size: int, connections: Mapping[int, Connection] | None = None) -> None:
         self.feed_size = feed_size
+        self.connections: Mapping[int, Connection] = {} if connections is None else connections
+        self.sockets: dict[str, Connection] = {}
         self.key = 0  # of the newest message of all feeds
         self.shift = 0  # added to ids, so that keys rise also when the bus's clock has gone back
         self.queue: deque[Audience] = deque()
@@ -59,6 +65,38 @@ class Fanout:
 
     def append(self, feed: Feed, message: Message) -> bool:
         """Add a message to its feed; return whether `run_slice` must be called."""
+        if message.emission is not None and message.emission.is_selective:
+            return self._append_selectively(feed, message, message.emission)
+        return self._append(feed, message)
+
+    def _append_selectively(self, feed: Feed, message: Message, emission: Emission) -> bool:
+        """Add a message that not all are to have who follow its feed."""
+        skipped = self._skipped_by(feed, emission)
+        for connection in skipped:
+            if connection.has_place:
+                connection.audience.leave(connection)
+                self.strays.append(connection)
+        before = self.key
+        is_due = self._append(feed, message)
+        if self.key != before:  # else the feed has had it already
+            for connection in skipped:
+                connection.skip(self.key)
+        return is_due or bool(skipped)
+
+    def _skipped_by(self, feed: Feed, emission: Emission) -> list[Connection]:
+        named = [self.sockets[name] for name in emission.skip if name in self.sockets]
+        skipped = [connection for connection in named if feed in connection.audience.feeds]
+        if emission.skip_channels:
+            channels = set(emission.skip_channels)
+            skipped += [
+                connection
+                for connection in self.connections.values()
+                if feed in connection.audience.feeds
+                and any(other.channel in channels for other in connection.audience.feeds)
+            ]
+        return skipped
+
+    def _append(self, feed: Feed, message: Message) -> bool:
         if not feed.absent and self._is_for_few(feed):
             self._send_at_once(feed, message)
             return bool(self._ended)

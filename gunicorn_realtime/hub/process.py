@@ -11,40 +11,42 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from itertools import groupby
-from typing import Any
 
 import gevent
 import gevent.event
-from gevent import monkey
 
 from ..bus.address import BusAddress
 from ..bus.control import Disconnect
 from ..bus.presence import PresenceTimes
 from ..engines.base import Engine, make_engine
 from ..errors import OffloadRefused, ProtocolError, TooLarge
-from ..plumbing.events import Close, Effect, Event, EventKind, Send, Subscribe, Unsubscribe
+from ..plumbing.events import (
+    Event,
+    EventKind,
+)
 from ..plumbing.frames import Frame, Kind
 from ..plumbing.handover import HandBack, Handover, announced_bus
 from ..plumbing.lines import DRAIN, receive
 from ..plumbing.offload import Offload
+from ..plumbing.sessions import Home
 from ..protocols.websocket_close import CloseCode
 from ..refusal import refusal
 from ..settings import Settings
+from . import draining
 from .audience import Audience
-from .connection import READ, Connection, left
+from .connection import READ, Connection, blocking_socket, left, shut_down
+from .effects import Effects
 from .events import Dialogue, EventCalls
+from .exchange import Exchange
 from .fanout import Fanout
 from .feed import OVERHEAD, Feed
 from .following import Following
 from .limits import Limits, counted_address
 from .replay import Replay
+from .sessions import Session, Sessions
 from .subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
-
-# The loop is patched for everything but this: these sockets are read and written in callbacks.
-blocking_socket: Any = monkey.get_original("socket", "socket")
 
 # Handovers taken in one turn of the loop, so that a storm of them does not hold up messages.
 HANDOVERS_PER_TURN = 32
@@ -67,10 +69,18 @@ class Hub:
         hand, back, events: Descriptors of the hub's ends of the pairs.
         lifeline: Descriptor of the pipe by which the arbiter says stop, or is gone.
         drain_timeout: Seconds that clients may take for their last bytes when the hub stops.
+        index: Which of its gunicorn's hubs it is.
     """
 
     def __init__(
-        self, settings: Settings, hand: int, back: int, events: int, lifeline: int, drain_timeout: float
+        self,
+        settings: Settings,
+        hand: int,
+        back: int,
+        events: int,
+        lifeline: int,
+        drain_timeout: float,
+        index: int = 0,
     ) -> None:
         self.settings = settings
         self.drain_timeout = drain_timeout
@@ -99,11 +109,13 @@ class Hub:
         self.is_stopping = False
         self.ending: dict[Connection, float] = {}  # until when we wait for their clients to close
         self.expiring: dict[Connection, float] = {}  # Unix time
-        self.told: set[Connection] = set()  # those who have been sent their goodbye
         self.stopped = gevent.event.Event()
         self.slice_timer = self.loop.timer(0)
         self.slice_is_due = False
         self.subscriptions = Subscriptions(self)
+        self.sessions = Sessions(self, Home.of(settings.machine, index))
+        self.exchanges: set[Exchange] = set()
+        self.effects = Effects(self)
 
     def run(self) -> None:
         """Serve until the arbiter says stop or is gone, then let the clients go."""
@@ -113,10 +125,12 @@ class Hub:
         clock = gevent.spawn(self._keep_time)
         self.stopped.wait()
         lifeline_watcher.stop()
-        self._drain()
+        draining.drain(self)
         self.hand_watcher.stop()
         clock.kill()
         self.calls.close()
+        for exchange in list(self.exchanges):
+            exchange.close()
         for following in self.followings.values():
             following.close()
 
@@ -159,13 +173,15 @@ class Hub:
                 self._following(self.announced)
             case Kind.HANDOVER:
                 handover = Handover.from_frame(frame)
-                engine = self._engine(handover)
-                self.take(fds[0], engine, handover)
+                if handover.offload.session is not None:
+                    self.sessions.request(fds[0], handover)
+                else:
+                    self.take(fds[0], self._engine(handover), handover)
             case Kind.HAND_BACK | Kind.EVENT:
                 raise ProtocolError(f"{frame.kind.name} goes to a worker")
 
     def take(self, fd: int, engine: Engine, handover: Handover) -> None:
-        """Make a connection of a client's socket, or refuse it."""
+        """Let a client in, or refuse it."""
         os.set_blocking(fd, False)
         address = counted_address(handover)
         reason = self._reason_to_refuse(address, handover.offload)
@@ -173,10 +189,19 @@ class Hub:
             logger.warning("A connection from %s was refused: %s", address or "a proxy", reason)
             _refuse(fd, handover)
             return
+        engine.admit(self, fd, handover)
+
+    def connect(
+        self, fd: int, engine: Engine, handover: Handover, session: Session | None = None
+    ) -> Connection:
+        """Make a connection of a client's socket."""
+        address = counted_address(handover)
         following = self._following(handover.offload.bus)
         followed = [following.follow(channel) for channel in handover.offload.followed]
         feeds = tuple(dict.fromkeys(followed))  # a channel that is named twice is followed once
         connection = Connection(self, fd, self.audience_of(engine, feeds, following), address, handover)
+        if session is not None:
+            connection.conversation, session.connection = session, connection
         self.connections[fd] = connection
         connection.audience.enter()
         self.limits.count_in(address, connection.labels)
@@ -193,6 +218,7 @@ class Hub:
             self.waiting[feed][connection] = None
         if not unconfirmed:
             self._open(connection)
+        return connection
 
     def _reason_to_refuse(self, address: str, offload: Offload) -> str | None:
         if self.is_stopping:
@@ -269,7 +295,8 @@ class Hub:
         if following is None:
             # Twice the largest message: the newest one never pushes out what is being sent.
             settings = self.settings
-            fanout = Fanout(max(settings.feed_size, 2 * (settings.message_size + OVERHEAD)))
+            feed_size = max(settings.feed_size, 2 * (settings.message_size + OVERHEAD))
+            fanout = Fanout(feed_size, self.connections)
             following = self.followings[address] = Following(
                 address,
                 fanout,
@@ -315,26 +342,6 @@ class Hub:
             following.fanout.forget(self.lagging)
             following.resume()
 
-    # Applications want something of them.
-
-    def apply(self, connection: Connection, effects: Iterable[Effect]) -> None:
-        """Do what an application wants of a connection after an event, as long as there is one."""
-        for kind, some in groupby(effects, _kind_of):
-            if connection.is_over:
-                return
-            engine = connection.audience.engine
-            if kind is Send:
-                sends = [effect for effect in some if isinstance(effect, Send)]
-                connection.answer(
-                    b"".join(engine.tell(send.data, is_binary=send.is_binary) for send in sends)
-                )
-            elif kind is Close:
-                [close, *_] = [effect for effect in some if isinstance(effect, Close)]
-                engine.disconnect(connection, close.code, close.reason)
-            else:
-                changes = [effect for effect in some if isinstance(effect, Subscribe | Unsubscribe)]
-                self.subscriptions.change(connection, changes)
-
     # Connections go.
 
     def finish(self, connection: Connection) -> None:
@@ -356,7 +363,7 @@ class Hub:
         if connection.ending is not None or connection.fd < 0:
             return
         if not connection.is_open:
-            self._turn_away(connection, reason)
+            self.turn_away(connection, reason)
             return
         connection.audience.leave(connection)
         self._wait_no_longer(connection)
@@ -369,24 +376,14 @@ class Hub:
         self.ending[connection] = time.monotonic() + CLOSE_TIMEOUT
         connection.read_on()
         if connection.lag is None:
-            self.shut_down(connection)
+            shut_down(connection.fd)
 
-    def _turn_away(self, connection: Connection, reason: str) -> None:
+    def turn_away(self, connection: Connection, reason: str) -> None:
         """Refuse a connection whose response has not begun."""
         handover = connection.opening
         assert handover is not None
         _refuse(self._remove(connection), handover)
         self._log_end(connection, reason)
-
-    def shut_down(self, connection: Connection) -> None:
-        """Tell a client that nothing more comes. Only we have its socket by now."""
-        sock = blocking_socket(fileno=connection.fd)
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it is gone, as the reader will see
-        finally:
-            sock.detach()
 
     def close(self, connection: Connection, reason: str) -> None:
         """End a connection and write its line into the log."""
@@ -411,15 +408,19 @@ class Hub:
 
     def hand_back(self, connection: Connection, handover: Handover, rest: bytes) -> None:
         """Give a connection back to a worker, to be kept alive as after any answer."""
-        fd = self._remove(connection)
+        problem = self.give_back(self._remove(connection), handover, rest)
+        self._log_end(connection, problem or "handed back")
+
+    def give_back(self, fd: int, handover: Handover, rest: bytes) -> str | None:
+        """Give a client's socket back to a worker, with what was read of it; return why that failed, if it did."""
         frame = HandBack(handover.client, handover.server, rest).frame()
-        reason = "handed back"
         try:
             socket.send_fds(self.back, [frame.encode()], [fd])
         except (OSError, TooLarge) as exc:
-            reason = f"could not be handed back: {exc}"
-        os.close(fd)
-        self._log_end(connection, reason)
+            return f"could not be handed back: {exc}"
+        finally:
+            os.close(fd)
+        return None
 
     def _remove(self, connection: Connection) -> int:
         audience = connection.audience
@@ -432,10 +433,13 @@ class Hub:
         self.expiring.pop(connection, None)
         self.ending.pop(connection, None)
         audience.following.presences.leave(connection)
+        dialogue = connection.dialogue
+        last_events = [] if dialogue is None else audience.engine.closing_events(connection, dialogue.code)
         audience.engine.left(connection)
-        if connection.dialogue is not None:
-            self.subscriptions.forget(connection)
-            connection.dialogue.close()
+        self.subscriptions.forget(connection)
+        self.effects.forget(connection)
+        if dialogue is not None:
+            dialogue.close(last_events)
         return connection.release()
 
     def _log_end(self, connection: Connection, reason: str) -> None:
@@ -480,7 +484,8 @@ class Hub:
         self.calls.warn(now)
         for following in self.followings.values():
             following.fanout.forget(self.lagging)
-        for period in {_period(engine) for engine in self.engines.values()}:
+        timed = [engine for engine in self.engines.values() if engine.heartbeat or engine.timeout is not None]
+        for period in {_period(engine) for engine in timed}:
             self._attend(second, now, period)
         self._forget_idle(now)
 
@@ -541,53 +546,10 @@ class Hub:
         used = {engine for engine, _ in self.audiences}
         self.engines = {key: engine for key, engine in self.engines.items() if engine in used}
 
-    # The end.
-
-    def _drain(self) -> None:
-        """Say goodbye to everybody; those who lag may take a little longer."""
-        logger.info("Stopping with %d connections", len(self.connections))
-        for count, connection in enumerate(list(self.connections.values())):
-            if connection.lag is None:
-                self._say_goodbye(connection)
-            if count % 100 == 0:
-                gevent.sleep(0)
-        deadline = time.monotonic() + self.drain_timeout
-        # Half of it is for applications, which are told how everybody has ended.
-        while self.lagging and time.monotonic() < deadline - self.drain_timeout / 2:
-            gevent.sleep(0.02)
-            for connection in [c for c in self.connections.values() if c.lag is None]:
-                self._say_goodbye(connection)
-        for connection in list(self.connections.values()):
-            self.close(connection, "the hub stopped")
-        while self.calls.is_busy and time.monotonic() < deadline:
-            gevent.sleep(0.02)
-
-    def _say_goodbye(self, connection: Connection) -> None:
-        if connection.fd < 0:
-            return  # it has left while others were told
-        if not connection.is_open:
-            self._turn_away(connection, "the hub stopped")
-            return
-        if connection not in self.told:
-            self.told.add(connection)
-            if connection.dialogue is not None:
-                connection.dialogue.code = CloseCode.GOING_AWAY
-            try:
-                connection.send(connection.audience.engine.goodbye())
-            except OSError:
-                pass
-        if connection.lag is None:
-            self.close(connection, "the hub stopped")
-
 
 def _period(engine: Engine) -> int:
     """Return the seconds between two visits to one of its connections."""
     return 1 if engine.timeout is not None or engine.heartbeat is None else max(1, round(engine.heartbeat))
-
-
-def _kind_of(effect: Effect) -> type[Effect]:
-    """Return what effects have in common that are done in one step."""
-    return Subscribe if isinstance(effect, Unsubscribe) else type(effect)
 
 
 def _refuse(fd: int, handover: Handover) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..bus.message import parse_cursor
@@ -12,6 +12,7 @@ from ..plumbing.events import Subscribe, Unsubscribe
 from ..protocols.websocket_close import CloseCode
 
 if TYPE_CHECKING:
+    from ..bus.channel import Channel
     from ..bus.message import Message
     from .connection import Connection
     from .feed import Feed
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 
 # Each costs a place in an audience of its own; who needs more wants one channel for several things.
 MAX_CHANNELS = 200
+
+
+class Gathering:
+    """Feeds that a connection is to follow at once, when the bus has confirmed the last of them."""
+
+    __slots__ = ("feeds", "missing", "ready")
+
+    def __init__(self, feeds: tuple[Feed, ...], ready: Callable[[tuple[Feed, ...]], None]) -> None:
+        self.feeds = feeds
+        self.missing = {feed for feed in feeds if not feed.is_confirmed}
+        self.ready = ready
 
 
 class Subscriptions:
@@ -29,6 +41,9 @@ class Subscriptions:
         # For the bus to confirm a feed: who does, and from which cursors on each wants them.
         self._waiting: defaultdict[Feed, dict[Connection, None]] = defaultdict(dict)
         self._wanted: defaultdict[Connection, dict[Feed, str | None]] = defaultdict(dict)
+        self._settled: defaultdict[Connection, list[Callable[[], None]]] = defaultdict(list)
+        self._gatherings: defaultdict[Connection, list[Gathering]] = defaultdict(list)
+        self._gathering: defaultdict[Feed, dict[Connection, None]] = defaultdict(dict)
 
     def change(self, connection: Connection, changes: Iterable[Subscribe | Unsubscribe]) -> None:
         """Follow other channels, in one step."""
@@ -56,8 +71,60 @@ class Subscriptions:
                 self._wait(connection, feed, change.cursor)
         self._move(connection, tuple(feeds), joined)
 
+    def feeds_of(self, connection: Connection) -> list[Feed]:
+        """Return what it follows, or will when the bus has confirmed it."""
+        return [*connection.audience.feeds, *self._wanted.get(connection, ())]
+
+    def is_settled(self, connection: Connection) -> bool:
+        """Tell whether it follows all that it was to follow."""
+        return connection not in self._wanted
+
+    def call_when_settled(self, connection: Connection, call: Callable[[], None]) -> None:
+        """Call when the bus has confirmed what it is to follow, unless it ends before."""
+        self._settled[connection].append(call)
+
+    def gather(
+        self,
+        connection: Connection,
+        channels: Iterable[Channel],
+        ready: Callable[[tuple[Feed, ...]], None],
+    ) -> None:
+        """Call with the feeds of channels when the bus has confirmed them all, unless the connection ends before."""
+        following = connection.audience.following
+        gathering = Gathering(tuple(dict.fromkeys(map(following.follow, channels))), ready)
+        for feed in gathering.feeds:
+            feed.followers += 1  # or it would be left as one that nobody follows
+        self._gatherings[connection].append(gathering)
+        for feed in gathering.missing:
+            self._gathering[feed][connection] = None
+        if not gathering.missing:
+            self._gathered(connection, gathering)
+
+    def join(self, connection: Connection, feeds: Iterable[Feed]) -> None:
+        """Follow feeds that are confirmed."""
+        joined = dict.fromkeys(feeds)
+        self._move(connection, tuple(dict.fromkeys((*connection.audience.feeds, *joined))), joined)
+
+    def _gathered(self, connection: Connection, gathering: Gathering) -> None:
+        self._gatherings[connection].remove(gathering)
+        if not self._gatherings[connection]:
+            del self._gatherings[connection]
+        gathering.ready(gathering.feeds)
+        self._release(connection, gathering)
+
+    def _release(self, connection: Connection, gathering: Gathering) -> None:
+        for feed in gathering.feeds:
+            feed.followers -= 1
+            if not feed.followers:
+                connection.audience.following.idle[feed] = time.monotonic()
+
     def confirm(self, feed: Feed) -> None:
         """From here on nothing is missed of this feed."""
+        for connection in self._gathering.pop(feed, ()):
+            for gathering in list(self._gatherings.get(connection, ())):
+                gathering.missing.discard(feed)
+                if not gathering.missing:
+                    self._gathered(connection, gathering)
         for connection in list(self._waiting.get(feed, ())):
             cursor = self._wanted[connection][feed]
             self._move(connection, (*connection.audience.feeds, feed), {feed: cursor})
@@ -66,6 +133,11 @@ class Subscriptions:
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
+        self._settled.pop(connection, None)
+        for gathering in self._gatherings.pop(connection, ()):
+            self._release(connection, gathering)
+            for feed in gathering.missing:
+                self._gathering[feed].pop(connection, None)
         for feed in list(self._wanted.get(connection, ())):
             self._wait_no_longer(connection, feed)
 
@@ -79,6 +151,8 @@ class Subscriptions:
         del self._wanted[connection][feed]
         if not self._wanted[connection]:
             del self._wanted[connection]
+            for call in self._settled.pop(connection, ()):
+                self.hub.loop.run_callback(call)
         del self._waiting[feed][connection]
         if not self._waiting[feed]:
             del self._waiting[feed]

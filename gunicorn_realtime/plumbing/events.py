@@ -17,11 +17,12 @@ import base64
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from ..bus.channel import Channel
+from ..bus.message import Emission, Outgoing
 from ..errors import ProtocolError, TooLarge
 from .frames import Frame, Kind
 from .handover import channel_from
@@ -80,7 +81,45 @@ class Close:
     reason: str = ""
 
 
-Effect = Send | Subscribe | Unsubscribe | Close
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish a message, when the connection has what it was subscribed to before."""
+
+    message: Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Let a client of Socket.IO into a namespace.
+
+    Args:
+        channels: What it follows there from now on, and where it was interrupted before if it has recovered.
+    """
+
+    namespace: str
+    channels: tuple[Channel, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do not let a client of Socket.IO into a namespace.
+
+    Args:
+        error: What its `connect_error` gets, a JSON object with a "message".
+    """
+
+    namespace: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Let a client of Socket.IO be in a namespace no longer; its connection remains."""
+
+    namespace: str
+
+
+Effect = Send | Subscribe | Unsubscribe | Close | Publish | Accept | Refuse | Dismiss
 
 
 class Outcome(StrEnum):
@@ -130,13 +169,18 @@ class Answer:
 
 @dataclass(slots=True)
 class Event:
-    """What an application finds in its environ; it answers by setting `answer`."""
+    """What an application finds in its environ; it answers by setting `answer`.
+
+    Args:
+        details: What else the connection's engine says of it, JSON-able.
+    """
 
     kind: EventKind
     data: bytes = b""
     is_binary: bool = False
     code: int = 0
     state: str = "{}"
+    details: Mapping[str, Any] = field(default_factory=dict)
     answer: Answer | None = None
 
 
@@ -160,6 +204,7 @@ class EventCall:
             "binary": event.is_binary,
             "code": event.code,
             "state": event.state,
+            "details": event.details,
         }
         return Frame(Kind.EVENT, fields, self.environ.encode())
 
@@ -168,7 +213,7 @@ class EventCall:
         fields = frame.fields
         try:
             kind, code, state = EventKind(fields["kind"]), int(fields["code"]), str(fields["state"])
-            event = Event(kind, b"", bool(fields["binary"]), code, state)
+            event = Event(kind, b"", bool(fields["binary"]), code, state, dict(fields["details"]))
             return cls(event, frame.head.decode(), int(fields["size"]))
         except (KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(f"an event call lacks {exc}") from None
@@ -231,6 +276,15 @@ def _encode_effect(effect: Effect) -> list[Any]:
             return ["unsubscribe", channel]
         case Close(code, reason):
             return ["close", code, reason]
+        case Publish(Outgoing(channel, data, event, is_binary, emission)):
+            encoded = base64.b64encode(data).decode()
+            return ["publish", astuple(channel), encoded, event, is_binary, emission and astuple(emission)]
+        case Accept(namespace, channels):
+            return ["accept", namespace, [astuple(channel) for channel in channels]]
+        case Refuse(namespace, error):
+            return ["refuse", namespace, error]
+        case Dismiss(namespace):
+            return ["dismiss", namespace]
 
 
 def _decode_effect(name: str, *values: Any) -> Effect:
@@ -245,7 +299,24 @@ def _decode_effect(name: str, *values: Any) -> Effect:
             return Unsubscribe(channel)
         case "close", [int(code), str(reason)]:
             return Close(code, reason)
+        case "publish", [[*channel], str(data), None | str() as event, bool(is_binary), emission]:
+            decoded = base64.b64decode(data, validate=True)
+            outgoing = Outgoing(channel_from(channel), decoded, event, is_binary, _emission_from(emission))
+            return Publish(outgoing)
+        case "accept", [str(namespace), [*channels]]:
+            return Accept(namespace, tuple(map(channel_from, channels)))
+        case "refuse", [str(namespace), str(error)]:
+            return Refuse(namespace, error)
+        case "dismiss", [str(namespace)]:
+            return Dismiss(namespace)
     raise ValueError(f"there is no effect {name!r} of {len(values)} values")
+
+
+def _emission_from(fields: Any) -> Emission | None:
+    if fields is None:
+        return None
+    sizes, skip, skip_channels, is_volatile = fields
+    return Emission(tuple(sizes), tuple(skip), tuple(skip_channels), bool(is_volatile))
 
 
 def encode_environ(environ: Mapping[str, Any]) -> str:

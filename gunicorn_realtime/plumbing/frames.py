@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import ProtocolError, TooLarge
 
-PROTOCOL = 3
+PROTOCOL = 4
 HEADER = struct.Struct("!BBII")  # protocol, kind, size of the fields, size of the head
 
 # The largest SEQPACKET message that Linux takes with its default buffer is 212,960 bytes.

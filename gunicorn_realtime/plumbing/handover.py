@@ -54,6 +54,7 @@ class Handover:
             "events": self.offload.events and astuple(self.offload.events),
             "environ": self.environ,
             "presence": self.offload.presence and astuple(self.offload.presence),
+            "session": self.offload.session,
             "client": self.client,
             "server": self.server,
             "counted": self.counted,
@@ -76,6 +77,7 @@ class Handover:
                 fields["expires"],
                 _events_from(fields["events"]),
                 fields["presence"] and Presence(*fields["presence"]),
+                fields["session"],
             )
             return cls(
                 offload,

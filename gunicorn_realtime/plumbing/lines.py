@@ -115,14 +115,17 @@ class Lines:
         for line in self.lines:
             os.close(line.lifeline_arbiter)
 
-    def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
-        """Send a frame to one of the hubs, in turn.
+    def send(self, frame: Frame, fds: Iterable[int] = (), hub: int | None = None) -> None:
+        """Send a frame to one of the hubs, in turn, or to the one that is named.
 
         Raises:
-            OffloadRefused: gunicorn is stopping, or every hub's queue stayed full.
+            OffloadRefused: gunicorn is stopping, or every hub's queue stayed full, or that of the one.
         """
         if self.stopping:
             raise OffloadRefused("gunicorn is stopping")
+        if hub is not None and hub < len(self.lines):
+            self.lines[hub].send(frame, fds)
+            return
         self._turn += 1
         turn = self._turn % len(self.lines)
         in_turn = self.lines[turn:] + self.lines[:turn]

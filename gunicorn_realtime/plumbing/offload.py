@@ -45,6 +45,8 @@ class Offload:
         expires: Unix time when it ends, in seconds.
         events: What happens to the connection becomes calls of the application; None calls it for nothing.
         presence: Who is there while it lasts, and in which channel.
+        session: The connection is for a session that has begun, see `plumbing.sessions`, and goes to its hub,
+            which reads the request's body if it has one.
     """
 
     engine: str
@@ -57,6 +59,7 @@ class Offload:
     expires: float | None = None
     events: Events | None = None
     presence: Presence | None = None
+    session: str | None = None
 
     @property
     def followed(self) -> tuple[Channel, ...]:

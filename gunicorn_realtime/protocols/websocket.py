@@ -416,3 +416,25 @@ def encode_frame(
         raise ValueError(f"a control frame has {len(payload)} bytes, more than {MAX_CONTROL_SIZE}")
     header = Header.encode_header(is_final, opcode, mask, len(payload), RSV1 if is_compressed else 0)
     return bytes(header) + (_apply_mask(mask, payload) if mask else payload)
+
+
+def split_frames(data: bytes | bytearray) -> tuple[list[tuple[int, bytes]], int]:
+    """Cut what the functions above have written, uncompressed.
+
+    Returns:
+        The whole frames' opcodes and payloads, and how many bytes they take.
+    """
+    frames: list[tuple[int, bytes]] = []
+    end = 0
+    while len(data) - end >= 2:
+        length = data[end + 1] & LENGTH
+        start = end + 2 + (extended := EXTENDED_LENGTH_SIZES.get(length, 0))
+        if extended:
+            if len(data) < start:
+                break
+            length = int.from_bytes(data[end + 2 : start])
+        if len(data) - start < length:
+            break
+        frames.append((data[end] & OPCODE, bytes(data[start : start + length])))
+        end = start + length
+    return frames, end

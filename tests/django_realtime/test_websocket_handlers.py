@@ -10,6 +10,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 import django_realtime as realtime
+from django_realtime.handler_view import encode_state
 from django_realtime.signals import connected, disconnected
 from gunicorn_realtime.bus.channel import Channel
 from gunicorn_realtime.plumbing.events import (
@@ -210,10 +211,10 @@ def test_wrong_channel_and_wrong_state_and_wrong_envelope_are_refused():
         view.send(object())
     view.state["x"] = object()
     with pytest.raises(TypeError, match=r"self\.state must be JSON-able"):
-        view._encode_state()
+        encode_state(view.state)
     view.state["x"] = "x" * 20_000
     with pytest.raises(ValueError, match=r"self\.state has 20008 bytes, more than 16384"):
-        view._encode_state()
+        encode_state(view.state)
     with pytest.raises(ValueError, match="envelope='xml' is neither None nor"):
         View.as_view(envelope="xml")
 

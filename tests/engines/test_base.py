@@ -15,7 +15,10 @@ def test_engine_is_found_by_its_name_and_needs_no_options(name):
 def test_unknown_engine_is_named_with_those_that_there_are(name):
     with pytest.raises(ProtocolError) as caught:
         make_engine(name, {})
-    assert str(caught.value) == f"there is no engine {name!r}; there are poll, sse, websocket"
+    assert (
+        str(caught.value)
+        == f"there is no engine {name!r}; there are engineio, poll, socketio, sse, websocket"
+    )
 
 
 @pytest.mark.parametrize(

@@ -501,11 +501,11 @@ def test_subscribed_channel_is_had_from_then_on_and_unsubscribed_no_more(hub, jo
     peer, other = join("a"), join("b")
     hub.bus.publish("b", b"before")
     hub.settle()
-    hub.apply(peer.connection, [Subscribe(Channel("b")), Subscribe(Channel("b"))])
+    hub.effects.apply(peer.connection, [Subscribe(Channel("b")), Subscribe(Channel("b"))])
     hub.bus.publish("b", b"1")
     hub.bus.publish("a", b"2")
     hub.settle()
-    hub.apply(peer.connection, [Unsubscribe("a"), Unsubscribe("never")])
+    hub.effects.apply(peer.connection, [Unsubscribe("a"), Unsubscribe("never")])
     hub.bus.publish("a", b"3")
     hub.bus.publish("b", b"4")
     hub.settle()
@@ -518,10 +518,10 @@ def test_subscribed_channel_is_had_from_then_on_and_unsubscribed_no_more(hub, jo
 def test_channel_may_be_left_and_followed_again(hub, join):
     peer = join("a")
     for number in range(3):
-        hub.apply(peer.connection, [Unsubscribe("a")])
+        hub.effects.apply(peer.connection, [Unsubscribe("a")])
         hub.bus.publish("a", b"lost")
         hub.settle()
-        hub.apply(peer.connection, [Subscribe(Channel("a"))])
+        hub.effects.apply(peer.connection, [Subscribe(Channel("a"))])
         hub.bus.publish("a", b"%d" % number)
         hub.settle()
 
@@ -531,7 +531,7 @@ def test_channel_may_be_left_and_followed_again(hub, join):
 def test_subscription_waits_for_the_bus(hub, join):
     peer = join("a")
     hub.bus.is_in_reach = False
-    hub.apply(peer.connection, [Subscribe(Channel("b")), Subscribe(Channel("c")), Unsubscribe("c")])
+    hub.effects.apply(peer.connection, [Subscribe(Channel("b")), Subscribe(Channel("c")), Unsubscribe("c")])
     assert followed(peer) == ["a"]
 
     hub.bus.confirm()
@@ -544,7 +544,7 @@ def test_subscription_waits_for_the_bus(hub, join):
 def test_feed_that_nobody_waits_for_any_more_is_left(hub, join):
     peer = join("a")
     hub.bus.is_in_reach = False
-    hub.apply(peer.connection, [Subscribe(Channel("b"))])
+    hub.effects.apply(peer.connection, [Subscribe(Channel("b"))])
     peer.client.close()
     hub.turn_until(lambda: peer.connection.fd < 0)
 
@@ -562,7 +562,7 @@ def test_slow_client_gets_a_channel_from_when_it_subscribed(hub, join):
     hub.bus.publish("b", b"before")
     hub.settle()
 
-    hub.apply(slow.connection, [Subscribe(Channel("b"))])
+    hub.effects.apply(slow.connection, [Subscribe(Channel("b"))])
     hub.bus.publish("b", b"after")
     hub.settle()
     hub.turn_until(lambda: "after" in texts(slow))
@@ -578,7 +578,7 @@ def test_slow_client_gets_a_channel_from_when_it_subscribed(hub, join):
 def test_too_many_channels_end_the_connection(monkeypatch, hub, join):
     monkeypatch.setattr(subscriptions_module, "MAX_CHANNELS", 3)
     peer = join("a")
-    hub.apply(peer.connection, [Subscribe(Channel(name)) for name in "bcd"])
+    hub.effects.apply(peer.connection, [Subscribe(Channel(name)) for name in "bcd"])
 
     [end] = peer.wait_for_end()
     assert end == CloseConnection(1011, "it follows 3 channels, as many as it may")
@@ -610,7 +610,7 @@ def keep(hub, name: str, slow_client=SlowClient.RESUME) -> Channel:
 def test_what_a_channel_had_since_a_cursor_comes_first_and_without_ids(hub, join, cursor, expected):
     peer = join("a", envelope="json")
     channel = keep(hub, "kept")
-    hub.apply(peer.connection, [Subscribe(channel, cursor)])
+    hub.effects.apply(peer.connection, [Subscribe(channel, cursor)])
 
     received = [json.loads(data) for data in texts(peer)]
     assert [
@@ -622,7 +622,7 @@ def test_what_a_channel_had_since_a_cursor_comes_first_and_without_ids(hub, join
 
 def test_current_value_comes_with_its_channel(hub, join):
     peer = join("a")
-    hub.apply(peer.connection, [Subscribe(keep(hub, "price", SlowClient.LATEST))])
+    hub.effects.apply(peer.connection, [Subscribe(keep(hub, "price", SlowClient.LATEST))])
 
     assert texts(peer) == ["3"]
 
@@ -632,7 +632,7 @@ def test_client_that_is_gone_when_the_bus_confirms_its_channel_takes_nothing_fro
     hub.bus.is_in_reach = False
     for peer in (gone, other):
         # It is told of a cursor that means nothing here, and so found to be gone.
-        hub.apply(peer.connection, [Subscribe(Channel("b", 10, 300.0), "unknown-1")])
+        hub.effects.apply(peer.connection, [Subscribe(Channel("b", 10, 300.0), "unknown-1")])
     gone.connection.stop_reading()
     gone.client.close()
 

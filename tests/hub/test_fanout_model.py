@@ -148,7 +148,7 @@ class FanoutMachine(RuleBasedStateMachine):
         follower = self.pick(index)
         if not follower or not follower.is_opened or follower.is_one_shot or not self.hub.bus.is_in_reach:
             return  # without the bus it would begin later
-        self.hub.apply(follower.connection, [Subscribe(Channel(channel))])
+        self.hub.effects.apply(follower.connection, [Subscribe(Channel(channel))])
         follower.channels = tuple({*follower.channels, channel})
 
     @rule(index=st.integers(0, 100), channel=st.sampled_from(CHANNELS))
@@ -157,7 +157,7 @@ class FanoutMachine(RuleBasedStateMachine):
         if not follower or follower.is_one_shot or not follower.connection.has_place:
             return  # it depends on how far it is what a slow one still gets
         if follower.connection.audience.is_settled:
-            self.hub.apply(follower.connection, [Unsubscribe(channel)])
+            self.hub.effects.apply(follower.connection, [Unsubscribe(channel)])
             follower.channels = tuple({*follower.channels} - {channel})
 
     @rule(index=st.integers(0, 100))

@@ -14,6 +14,7 @@ from gunicorn_realtime.engines import poll
 from gunicorn_realtime.hub import audience as audience_module
 from gunicorn_realtime.hub import fanout
 from gunicorn_realtime.hub.connection import Connection
+from gunicorn_realtime.hub.draining import drain, say_goodbye
 from gunicorn_realtime.hub.process import CONFIRM_TIMEOUT, LINGER
 from gunicorn_realtime.plumbing.frames import MAX_FRAME_SIZE, Frame, Kind
 from gunicorn_realtime.plumbing.handover import HandBack, Handover, announcement
@@ -609,7 +610,7 @@ def test_stopping_hub_says_goodbye_to_everybody_and_takes_nobody(hub, make_clien
     hub.stop()
 
     hub.take(refused.give_to_hub(), LineEngine(), sse("news"))
-    hub._drain()
+    drain(hub)
 
     assert_matches(SSE_HEAD + RETRY, kept_up.read())
     assert polling.read() == answer(b"")
@@ -625,7 +626,7 @@ def test_stopping_hub_waits_for_those_who_lag(hub, client):
     make_lag(hub, connection)
     hub.loop.run_callback(client.read)
 
-    hub._drain()
+    drain(hub)
 
     assert_matches(SSE_HEAD + b"(data: x{3000}\n\n)+" + RETRY, client.read())
     assert client.is_at_end
@@ -638,7 +639,7 @@ def test_stopping_hub_does_not_wait_for_ever(make_hub, client):
     make_lag(hub, connection)
     started = time.monotonic()
 
-    hub._drain()
+    drain(hub)
 
     assert time.monotonic() - started < TIMEOUT
     assert hub.reasons == {connection: "the hub stopped"}
@@ -649,6 +650,6 @@ def test_client_that_leaves_while_others_are_told_of_the_stop_harms_nothing(hub,
     connection = hub.give(client, sse("news"))
     hub.close(connection, "the client left")
 
-    hub._say_goodbye(connection)
+    say_goodbye(hub, connection, set())
 
     assert hub.reasons == {connection: "the client left"}

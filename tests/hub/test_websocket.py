@@ -15,6 +15,7 @@ from gunicorn_realtime.bus.client import Outgoing
 from gunicorn_realtime.bus.control import Disconnect
 from gunicorn_realtime.engines.websocket import MAX_EARLY_SIZE, MAX_PINGS
 from gunicorn_realtime.hub import connection as connection_module
+from gunicorn_realtime.hub.draining import drain
 from gunicorn_realtime.hub.process import CLOSE_TIMEOUT, CONFIRM_TIMEOUT
 from gunicorn_realtime.plumbing.handover import Handover
 from gunicorn_realtime.protocols.websocket import Opcode
@@ -280,7 +281,7 @@ def test_stopping_hub_goes_away(hub, join):
     peer = join("news")
     hub.stop()
 
-    hub._drain()
+    drain(hub)
 
     assert peer.events() == [CloseConnection(1001, "")]
     assert peer.client.is_at_end
@@ -413,7 +414,7 @@ def test_connection_opens_although_the_bus_is_out_of_reach(hub, join):
     [
         lambda hub: hub.disconnect(hub.bus, Disconnect(("user:7",), None, 4401)),
         lambda hub: hub._expire(1000.0),
-        lambda hub: hub._drain(),
+        lambda hub: drain(hub),
     ],
     ids=["disconnect", "expiry", "stop"],
 )
